@@ -1,0 +1,98 @@
+"""Linear-InfSA: one power-iteration step towards the dominant eigenvector of the token graph.
+
+Formula, per head of size d, with ``q' = q / sqrt(d)`` and ``k' = k / sqrt(d)``::
+
+    e_i  = |q'_i|_2                    w_i = e_i / (sum e + eps)
+    qbar = sum_i w_i q'_i              a_j = relu(qbar . k'_j)
+    y    = rho sum_j a_j v_j / (sum a + eps)        the same y for every token
+
+then ``out = merge(y) Wo^T + bo``; ``rho = sigmoid(rho_logit)``, one learnable scalar per layer.
+Cost: time O(N D), memory O(h N) for the scores and O(D) for the state. The class token is an ordinary token.
+Source: Roffo et al. 2026 (arXiv 2603.00175), Linear-InfSA; public code giorgioroffo/infinite-self-attention.
+Departures: ``tie_qk=True`` (the paper's text and parameter counts; the public code never ties), ``rho`` stays a
+tensor (the public code calls ``.item()``: no gradient, one device synchronisation per layer), and the sums over
+tokens accumulate in float32: in pure float16 the public code's energy sum overflows from about 65,000 tokens up,
+and its output is then silently zero.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+EPSILON = 1e-6
+INITIAL_RHO = 0.95
+
+# Normalised weights are about 1/N: 3e-6 at 9216 x 9216, where float16 is subnormal. Scaled by a power of two they
+# stay normal numbers, and dividing the result by it again is exact.
+WEIGHT_SCALE = 256.0
+
+
+class LinearInfsaAttention(nn.Module):
+    """Linear-InfSA with the official names: ``q_proj``, ``k_proj``, ``v_proj``, ``out_proj``, ``rho_logit``."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        grid: tuple[int, int],
+        class_token: bool = True,
+        tie_qk: bool = True,
+        rho: float = INITIAL_RHO,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.tie_qk = tie_qk
+        self.q_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.k_proj = None if tie_qk else nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.v_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.rho_logit = nn.Parameter(torch.full((), math.log(rho / (1 - rho)), device=device, dtype=dtype))
+
+    def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
+        batch, tokens, embed_dim = x.shape
+        query = self._split_heads(self.q_proj(x))
+        key = query if self.k_proj is None else self._split_heads(self.k_proj(x))
+        value = self._split_heads(self.v_proj(x))
+        mixed = linear_infsa(query, key, value, torch.sigmoid(self.rho_logit))
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, tokens, embed_dim))
+
+    def _split_heads(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch heads tokens head_dim"]:
+        batch, tokens, _ = x.shape
+        return x.reshape(batch, tokens, self.num_heads, -1).transpose(1, 2)
+
+
+def linear_infsa(
+    query: Float[Tensor, "batch heads tokens head_dim"],
+    key: Float[Tensor, "batch heads tokens head_dim"],
+    value: Float[Tensor, "batch heads tokens head_dim"],
+    rho: Float[Tensor, ""],
+) -> Float[Tensor, "batch heads tokens head_dim"]:
+    """Return the pooled value, repeated for every token (a broadcast view)."""
+    scores = linear_infsa_scores(query, key)
+    pooled = ((scores * WEIGHT_SCALE).to(value.dtype) * value).sum(dim=-2, keepdim=True)
+    return (pooled * (rho / WEIGHT_SCALE).to(pooled.dtype)).expand_as(value)
+
+
+def linear_infsa_scores(
+    query: Float[Tensor, "batch heads tokens head_dim"],
+    key: Float[Tensor, "batch heads tokens head_dim"],
+) -> Float[Tensor, "batch heads tokens 1"]:
+    """Return each token's share in the pooled value, summing to one per head (or all zero), at least in float32."""
+    accumulate = torch.promote_types(query.dtype, torch.float32)
+    scale = query.shape[-1] ** -0.5
+    query_scaled = query * scale
+    # Tied projections pass the same tensor twice: scale it once.
+    key_scaled = query_scaled if key is query else key * scale
+
+    energy = torch.linalg.vector_norm(query_scaled, dim=-1, dtype=accumulate)
+    weights = energy / (energy.sum(dim=-1, keepdim=True) + EPSILON)
+    pooled_query = (weights * WEIGHT_SCALE).to(query.dtype).unsqueeze(-2) @ query_scaled / WEIGHT_SCALE
+    affinity = torch.relu(key_scaled @ pooled_query.transpose(-2, -1)).to(accumulate)
+    return affinity / (affinity.sum(dim=-2, keepdim=True) + EPSILON)

@@ -1,0 +1,147 @@
+"""What can be built: the table of mechanisms and the two published backbones. Imports no torch.
+
+A table, not decorators: a program that only plans or reports lists names without importing torch, an unknown
+name fails before any GPU time, and a reader sees the whole catalogue at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ENTRY_POINT_GROUP = "infsa_bench.mechanisms"
+PATCH_SIZE = 16
+EMBED_DIM = 1024
+MLP_RATIO = 4
+NUM_CLASSES = 1000
+BASE_GRID = (14, 14)
+"""Patch grid of 224 x 224, the resolution of the learned tables that are resampled to others."""
+
+Tier = Literal["quadratic", "linear", "unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backbone:
+    """A plain pre-norm ViT, patch 16, width 1024 (paper, section 4.1)."""
+
+    depth: int
+    num_heads: int
+    embed_dim: int = EMBED_DIM
+
+    @property
+    def head_dim(self) -> int:
+        """Channels per head."""
+        return self.embed_dim // self.num_heads
+
+
+CONFIGS: Mapping[str, Backbone] = {
+    "4L-64H": Backbone(depth=4, num_heads=64),
+    "24L-16H": Backbone(depth=24, num_heads=16),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mechanism:
+    """One attention mechanism, by name; nothing is imported until :func:`load_class`.
+
+    Attributes:
+        title: Name as printed.
+        implementations: Implementation name (``reference``, later ``fast``) to ``"package.module:Class"``.
+        complexity: Time of the mixing step in tokens N, width D and the mechanism's own sizes.
+        tier: Growth with the number of tokens, as claimed by its authors.
+        citation: Where it was published.
+        departures: Differences of ``reference`` from the published code; tables print them as footnotes.
+        unsupported: Precision name to the reason why ``reference`` cannot run in it.
+    """
+
+    title: str
+    implementations: Mapping[str, str]
+    complexity: str
+    tier: Tier
+    citation: str
+    departures: tuple[str, ...] = ()
+    unsupported: Mapping[str, str] = field(default_factory=dict)
+
+
+MECHANISMS: Mapping[str, Mechanism] = {
+    "softmax": Mechanism(
+        title="Softmax ViT",
+        implementations={"reference": "infsa_models.mechanisms.softmax:SoftmaxAttention"},
+        complexity="O(N^2 D)",
+        tier="quadratic",
+        citation="Vaswani et al. 2017; Dosovitskiy et al. 2021",
+        departures=(
+            "the N x N matrix is written to memory, as the paper's latencies imply; "
+            "timm and Hugging Face ViT call a tiled kernel today",
+        ),
+    ),
+    "infsa-linear": Mechanism(
+        title="Linear-InfSA",
+        implementations={"reference": "infsa_models.mechanisms.infsa_linear:LinearInfsaAttention"},
+        complexity="O(N D)",
+        tier="linear",
+        citation="Roffo et al. 2026, arXiv 2603.00175",
+        departures=(
+            "one projection serves as query and key (the paper's text and parameter counts; its public code has two)",
+            "rho stays a learnable tensor on the device (the public code reads it back to the host in every layer)",
+            "sums over tokens accumulate in float32",
+        ),
+    ),
+}
+
+
+def available() -> dict[str, Mechanism]:
+    """Return every mechanism by name: the nine of this package, then those of installed entry points.
+
+    An installed package adds one with an entry point ``name = "package.module:Class"`` in the group
+    ``infsa_bench.mechanisms``. It cannot replace a built-in name.
+
+    Raises:
+        ValueError: an entry point takes a name that exists already.
+    """
+    found = dict(MECHANISMS)
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name in found:
+            raise ValueError(f"mechanism {entry.name!r} of {entry.value} exists already")
+        found[entry.name] = external(entry.value, title=entry.name)
+    return found
+
+
+def external(target: str, *, title: str | None = None) -> Mechanism:
+    """Return a mechanism for ``"package.module:Class"`` without importing it.
+
+    Raises:
+        ValueError: ``target`` is not of that form.
+    """
+    module, colon, name = target.partition(":")
+    if not colon or not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise ValueError(f"{target!r} is not of the form package.module:Class")
+    return Mechanism(
+        title=title or name,
+        implementations={"reference": target},
+        complexity="not stated",
+        tier="unknown",
+        citation="not stated",
+    )
+
+
+def load_class(target: str) -> type[nn.Module]:
+    """Import and return the class behind ``"package.module:Class"`` (this imports torch).
+
+    Raises:
+        ImportError: no such module.
+        TypeError: the module has no such name, or it is not a subclass of ``torch.nn.Module``.
+    """
+    from torch import nn
+
+    module, _, name = target.partition(":")
+    found = getattr(import_module(module), name, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise TypeError(f"{target} is not a torch.nn.Module class")
+    return found

@@ -1,0 +1,176 @@
+"""The host: timm's VisionTransformer with the mixing layer of every block exchanged.
+
+The block is the paper's: pre-norm, the attention module with its own output projection, one more D x D dense
+(Hugging Face's ``ViTSelfOutput``), residual, MLP. On top a pooler (D x D, tanh) on the class token and a 1000-way
+head. With that, the published parameter counts come out to the digit (paper, Table 1).
+
+The position embedding is learned for the 14 x 14 grid of 224 x 224 and resampled once, at build: nothing is
+interpolated inside a forward pass. Importing this module registers ``infvit_<mechanism>_<config>`` with timm.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.layers.weight_init import trunc_normal_
+from timm.models import generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from infsa_models.registry import (
+    BASE_GRID,
+    CONFIGS,
+    MECHANISMS,
+    MLP_RATIO,
+    NUM_CLASSES,
+    PATCH_SIZE,
+    Mechanism,
+    load_class,
+)
+
+OptionValue = str | int | float | bool
+
+
+class InfVit(VisionTransformer):
+    """timm's ViT plus the pooler of the paper's host: ``head(tanh(pooler(class token)))``."""
+
+    def __init__(self, *, grid: tuple[int, int], num_classes: int = NUM_CLASSES, **kwargs: Any) -> None:
+        # timm would make a random full-size position embedding: it is built here, from the 14 x 14 one.
+        super().__init__(pos_embed="none", num_classes=num_classes, **kwargs)
+        device, dtype = kwargs.get("device"), kwargs.get("dtype")
+        self.pooler = nn.Linear(self.embed_dim, self.embed_dim, device=device, dtype=dtype)
+        base = torch.empty(1, BASE_GRID[0] * BASE_GRID[1] + 1, self.embed_dim, device=device, dtype=torch.float32)
+        trunc_normal_(base, std=0.02)
+        resampled = resample_abs_pos_embed(base, new_size=list(grid), old_size=list(BASE_GRID))
+        self.pos_embed = nn.Parameter(resampled.to(dtype or torch.get_default_dtype()))
+
+    def forward_head(
+        self, x: Float[Tensor, "batch tokens embed_dim"], pre_logits: bool = False
+    ) -> Float[Tensor, "batch classes"]:
+        pooled = torch.tanh(self.pooler(self.pool(x)))
+        return pooled if pre_logits else self.head(self.head_drop(pooled))
+
+
+def build_vit(
+    mechanism: Mechanism | str,
+    config: str,
+    resolution: int | tuple[int, int] = 224,
+    *,
+    implementation: str = "reference",
+    options: Mapping[str, OptionValue] | None = None,
+    num_classes: int = NUM_CLASSES,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> InfVit:
+    """Build the ViT that hosts ``mechanism``, for images ``[B, 3, height, width]``, initialised on ``device``.
+
+    Args:
+        mechanism: a built-in name, or any :class:`~infsa_models.registry.Mechanism`.
+        config: ``4L-64H`` or ``24L-16H``.
+        resolution: image side in pixels, or (height, width); multiples of 16.
+        implementation: which of the mechanism's implementations.
+        options: keyword arguments of the mechanism's class beyond the contract.
+        dtype: of all parameters. The seed is the caller's (``torch.manual_seed``).
+
+    Raises:
+        KeyError: unknown mechanism, implementation or config.
+        ValueError: resolution is not a positive multiple of the patch size.
+    """
+    entry = MECHANISMS[mechanism] if isinstance(mechanism, str) else mechanism
+    backbone = CONFIGS[config]
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    if min(height, width) <= 0 or height % PATCH_SIZE or width % PATCH_SIZE:
+        raise ValueError(f"resolution {height} x {width} is not a positive multiple of {PATCH_SIZE}")
+    grid = (height // PATCH_SIZE, width // PATCH_SIZE)
+    return InfVit(
+        grid=grid,
+        img_size=(height, width),
+        patch_size=PATCH_SIZE,
+        embed_dim=backbone.embed_dim,
+        depth=backbone.depth,
+        num_heads=backbone.num_heads,
+        mlp_ratio=MLP_RATIO,
+        num_classes=num_classes,
+        attn_layer=host_attention(load_class(entry.implementations[implementation]), grid, options or {}),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def host_attention(
+    mixer_class: type[nn.Module], grid: tuple[int, int], options: Mapping[str, OptionValue]
+) -> type[nn.Module]:
+    """Return the class that timm instantiates in every block: the mixer, then the host's extra dense.
+
+    timm insists on a class and passes neither grid nor token count, hence one class per build that closes over both.
+    """
+
+    class HostAttention(nn.Module):
+        def __init__(
+            self,
+            dim: int,
+            num_heads: int,
+            *,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+            **timm_arguments: object,
+        ) -> None:
+            super().__init__()
+            self.mixer = mixer_class(dim, num_heads, grid=grid, class_token=True, device=device, dtype=dtype, **options)
+            self.dense = (
+                nn.Linear(dim, dim, device=device, dtype=dtype)
+                if getattr(mixer_class, "host_dense", True)
+                else nn.Identity()
+            )
+
+        def forward(
+            self, x: Float[Tensor, "batch tokens embed_dim"], attn_mask: None = None, is_causal: bool = False
+        ) -> Float[Tensor, "batch tokens embed_dim"]:
+            return self.dense(self.mixer(x))
+
+    return HostAttention
+
+
+def timm_name(mechanism: str, config: str) -> str:
+    """Return the name under which timm knows a model, e.g. ``infvit_linear_4l_64h`` for ``infsa-linear``."""
+    return f"infvit_{mechanism.removeprefix('infsa-')}_{config.lower()}".replace("-", "_")
+
+
+def _register_with_timm() -> None:
+    """Make ``timm.create_model("infvit_linear_4l_64h", img_size=512)`` work for every mechanism and config."""
+    module = sys.modules[__name__]
+    names = {timm_name(mechanism, config): (mechanism, config) for mechanism in MECHANISMS for config in CONFIGS}
+    # No published weights exist; without a config timm warns at every create_model.
+    vars(module)["default_cfgs"] = generate_default_cfgs({f"{name}.untrained": {} for name in names})
+    for name, (mechanism, config) in names.items():
+
+        def entry_point(
+            pretrained: bool = False,
+            *,
+            name: str = name,
+            mechanism: str = mechanism,
+            config: str = config,
+            img_size: int | tuple[int, int] = 224,
+            pretrained_cfg: object = None,
+            pretrained_cfg_overlay: object = None,
+            cache_dir: object = None,
+            **kwargs: Any,
+        ) -> InfVit:
+            if pretrained:
+                raise ValueError(f"{name} has no pretrained weights")
+            model = build_vit(mechanism, config, img_size, **kwargs)
+            # Where timm's own factory leaves the configuration; nn.Module types attributes too narrowly for it.
+            vars(model).update(pretrained_cfg=pretrained_cfg, default_cfg=pretrained_cfg)
+            return model
+
+        entry_point.__name__ = name
+        # register_model looks the function's module up for the default config and appends the name to its __all__.
+        setattr(module, name, register_model(entry_point))
+
+
+_register_with_timm()
