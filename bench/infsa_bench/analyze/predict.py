@@ -1,0 +1,127 @@
+"""How long a case will take and how much memory it needs, from its FLOPs and from the cases finished so far."""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from infsa_bench.record import Measurement
+from infsa_bench.spec import Case, Protocol
+from infsa_models.cost import Cost, vit_cost
+from infsa_models.registry import CONFIGS
+
+UNKNOWN_BUILD_SECONDS = 1.0
+MAX_GROWTH = 4.0
+"""Most that the ratio of real to predicted time is extrapolated to grow from one resolution to the next."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """Predicted seconds of a whole case, and bytes at its peak, model included (None: no formula for it)."""
+
+    seconds: float
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Experience:
+    tokens: int
+    ratio: float
+    build_seconds: float
+
+
+class Predictor:
+    """Predicts from FLOPs over the rate of a matrix product, rescaled by every finished case.
+
+    The ratio of real to computed time is that of the same mechanism at its previous resolution, extrapolated as a
+    power of the tokens from the last two: quadratic mechanisms slow down faster than their FLOPs grow. A mechanism
+    without experience takes the median ratio of the others; before any experience it is 1. A mechanism without
+    formulas counts as the products of its host alone.
+    """
+
+    def __init__(self, matmul_flops_per_second: Mapping[str, float]) -> None:
+        """Take the rates by precision (``fp32``, ``bf16``, ``fp16``) as the worker measured them."""
+        self._rates = dict(matmul_flops_per_second)
+        self._experience: dict[Case, list[_Experience]] = {}
+
+    def predict(self, case: Case, protocol: Protocol) -> Prediction:
+        """Return what ``case`` will take under ``protocol``."""
+        cost = _cost(case)
+        experience = self._nearest(case)
+        build_seconds = max((item.build_seconds for item in experience), default=UNKNOWN_BUILD_SECONDS)
+        iteration_seconds = self._computed_seconds(case, cost) * self._ratio(case, experience)
+        return Prediction(
+            seconds=build_seconds + iteration_seconds * protocol.expected_iterations(iteration_seconds),
+            peak_bytes=None if cost is None else cost.model_bytes + cost.peak_activation_bytes,
+        )
+
+    def observe(self, case: Case, measurement: Measurement) -> None:
+        """Learn from a finished case."""
+        seconds = statistics.median(measurement.latencies_seconds)
+        experience = _Experience(
+            tokens=case.tokens,
+            ratio=seconds / self._computed_seconds(case, _cost(case)),
+            build_seconds=measurement.build_seconds,
+        )
+        known = self._experience.setdefault(_family(case), [])
+        known[:] = sorted([item for item in known if item.tokens != case.tokens] + [experience], key=_tokens)
+
+    def _nearest(self, case: Case) -> list[_Experience]:
+        """Experience of the same mechanism; without any, each other's at the nearest resolution."""
+        own = self._experience.get(_family(case))
+        if own:
+            return own
+        return [
+            min(items, key=lambda item: abs(math.log(item.tokens / case.tokens))) for items in self._experience.values()
+        ]
+
+    def _ratio(self, case: Case, experience: list[_Experience]) -> float:
+        if not experience:
+            return 1.0
+        if _family(case) not in self._experience:
+            return statistics.median(item.ratio for item in experience)
+        smaller = [item for item in experience if item.tokens <= case.tokens] or experience[:1]
+        last = smaller[-1]
+        if len(smaller) == 1:
+            return last.ratio
+        before = smaller[-2]
+        power = math.log(last.ratio / before.ratio) / math.log(last.tokens / before.tokens)
+        # Falling ratios are overheads that fade; they do not go on falling.
+        growth = math.pow(case.tokens / last.tokens, max(0.0, power))
+        return last.ratio * min(growth, MAX_GROWTH)
+
+    def _computed_seconds(self, case: Case, cost: Cost | None) -> float:
+        backbone = CONFIGS[case.config]
+        # Projections and MLP of the host, forward; a step of training is three times that.
+        host_flops = 24 * backbone.depth * case.batch_size * case.tokens * backbone.embed_dim**2
+        flops = cost.matmul_flops if cost else host_flops * (3 if case.phase == "train" else 1)
+        half = case.precision.removeprefix("amp-")
+        return flops / self._rates.get(half, self._rates["fp32"])
+
+
+@functools.cache
+def _cost(case: Case) -> Cost | None:
+    try:
+        return vit_cost(
+            case.mechanism,
+            case.config,
+            case.resolution,
+            implementation=case.implementation,
+            batch_size=case.batch_size,
+            phase=case.phase,
+            precision=case.precision,
+        )
+    except KeyError:
+        return None
+
+
+def _family(case: Case) -> Case:
+    """Return what cases share that differ in resolution only."""
+    return replace(case, resolution=0, replicate=0, seed=0)
+
+
+def _tokens(experience: _Experience) -> int:
+    return experience.tokens

@@ -1,0 +1,134 @@
+"""The command line: parses, calls, prints, sets the exit code; no logic.
+
+Exit codes: 0 done; 2 bad input; 5 the sweep had to stop early (device, disk); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+
+from infsa_bench import __version__
+from infsa_bench.errors import InfsaBenchError, SweepStoppedError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Measure how attention mechanisms scale: latency, throughput and memory against image resolution.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"infsa-bench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("sweep")
+def _sweep(
+    res: Annotated[
+        str | None,
+        typer.Option(help="Image sides: 224,1024 or 224..9216 (steps of the ladder). GPU: 224..9216, CPU: 224..1024."),
+    ] = None,
+    mechanisms: Annotated[
+        str, typer.Option(help="Names, or package.module:Class, with commas; all for every one.")
+    ] = "all",
+    impl: Annotated[str, typer.Option(help="Implementations: reference.")] = "reference",
+    config: Annotated[str | None, typer.Option(help="4L-64H, 24L-16H. GPU: both, CPU: 4L-64H.")] = None,
+    phase: Annotated[str, typer.Option(help="infer, train.")] = "infer",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="fp32, bf16, fp16, amp-bf16, amp-fp16. GPU: bf16, training amp-bf16; CPU: fp32."),
+    ] = None,
+    batch_size: Annotated[str, typer.Option(help="Images per batch; never changed silently.")] = "1",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:N.")] = "auto",
+    execution: Annotated[str, typer.Option(help="eager, compile, cuda-graph.")] = "eager",
+    protocol: Annotated[str, typer.Option(help="quick, full, paper (50 + 300 calls, amp-fp16).")] = "quick",
+    warmup: Annotated[int | None, typer.Option(help="Exact number of warm-up calls.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Exact number of timed calls.")] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(help="For the whole sweep: 240, 90s, 4m, 2h or none. GPU: none, CPU: 4m.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of weights and inputs.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; its report goes to reports/ beside it.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Measure only what the run has no record of.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and its predictions; write nothing.")
+    ] = False,
+) -> None:
+    """Measure mechanisms across resolutions; every planned cell ends as one record."""
+    from infsa_bench.commands.sweep import SweepRequest, sweep
+
+    request = SweepRequest(
+        res=res,
+        mechanisms=mechanisms,
+        impl=impl,
+        config=config,
+        phase=phase,
+        dtype=dtype,
+        batch_size=batch_size,
+        device=device,
+        execution=execution,
+        protocol=protocol,
+        warmup=warmup,
+        iterations=iterations,
+        time_budget=time_budget,
+        seed=seed,
+        out=out,
+        resume=resume,
+        dry_run=dry_run,
+        command=("infsa-bench", *sys.argv[1:]),
+    )
+    raise typer.Exit(sweep(request, Console()))
+
+
+@app.command("list")
+def _list() -> None:
+    """Print the mechanisms: complexity, parameters (ours / paper), implementations, departures."""
+    from infsa_bench.commands.list import list_mechanisms
+
+    list_mechanisms(Console())
+
+
+@app.command("report")
+def _report(run: Annotated[Path, typer.Argument(help="Folder of a run, e.g. results/cpu-20261120-120000.")]) -> None:
+    """Render a run again from its records; needs no torch."""
+    from infsa_bench.commands.report import report_run
+
+    report_run(run, Console())
+
+
+def main() -> None:
+    """Run the command line; the user's faults become one line and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except SweepStoppedError as error:
+        _fail(f"stopped early: {error}", 5)
+    except InfsaBenchError as error:
+        _fail(str(error), 2)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted", 130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"infsa-bench: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,73 @@
+"""``infsa-bench report``: render a run from its records, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from infsa_bench.analyze.summary import SummaryRow, summarize
+from infsa_bench.errors import SpecError
+from infsa_bench.report.figures import write_latency_vs_resolution
+from infsa_bench.report.table import blocks, describe_run, render_csv, render_markdown, render_terminal
+from infsa_bench.store import Run, load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportFiles:
+    """Where the parts of a report are."""
+
+    markdown: Path
+    csv: Path
+    figure: Path
+
+
+def report_run(path: Path, console: Console) -> ReportFiles:
+    """Print the tables of the run in ``path``, write its report beside ``results`` and say where.
+
+    Raises:
+        SpecError: no run there, or one without records.
+        SchemaError: a file of it cannot be read.
+    """
+    run = load(path)
+    rows = summarize(run.records)
+    if not rows:
+        raise SpecError(f"{path} has no records yet")
+    print_tables(run, rows, console)
+    files = write_report(run, rows)
+    for name, file in (("table", files.markdown), ("data", files.csv), ("picture", files.figure)):
+        console.print(f"{name}: {file}", markup=False, highlight=False, soft_wrap=True)
+    return files
+
+
+def print_tables(run: Run, rows: list[SummaryRow], console: Console) -> None:
+    """Print one table a block, where it was measured, and why cells have no number."""
+    for title, block in blocks(rows):
+        console.print(render_terminal(f"{run.name}: {title}", block))
+    for line in describe_run(run, rows):
+        console.print(line, markup=False, highlight=False)
+    for row in rows:
+        if row.status == "ok":
+            continue
+        console.print(f"{row.case.cell}: {row.status}: {row.reason}", markup=False, highlight=False, soft_wrap=True)
+
+
+def write_report(run: Run, rows: list[SummaryRow]) -> ReportFiles:
+    """Write table.md, table.csv and latency_vs_resolution.png into the run's reports folder.
+
+    Raises:
+        SpecError: the folder cannot be written.
+    """
+    folder = run.reports_path
+    files = ReportFiles(
+        markdown=folder / "table.md", csv=folder / "table.csv", figure=folder / "latency_vs_resolution.png"
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files.markdown.write_text(render_markdown(run, rows), encoding="utf-8")
+        files.csv.write_text(render_csv(rows), encoding="utf-8")
+        write_latency_vs_resolution(rows, files.figure)
+    except OSError as error:
+        raise SpecError(f"cannot write the report to {folder}: {error}") from error
+    return files

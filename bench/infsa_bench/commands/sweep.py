@@ -1,0 +1,217 @@
+"""``infsa-bench sweep``: plan, measure, report."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from infsa_bench.analyze.predict import Predictor
+from infsa_bench.commands.progress import BarProgress, PlainProgress
+from infsa_bench.commands.report import report_run
+from infsa_bench.errors import SpecError, UnknownNameError
+from infsa_bench.execute.launcher import Launcher
+from infsa_bench.report.units import format_bytes, format_duration
+from infsa_bench.spec import (
+    EXECUTIONS,
+    PAPER_PRECISION,
+    PHASES,
+    PRECISIONS,
+    PROTOCOLS,
+    Case,
+    Protocol,
+    Sweep,
+    parse_batch_sizes,
+    parse_configs,
+    parse_duration,
+    parse_mechanisms,
+    parse_names,
+    parse_resolutions,
+)
+from infsa_bench.store import Manifest, RunWriter, Settings, is_run, load_manifest
+from infsa_bench.sweep import Plan, predicted_seconds, run_plan, utc_now
+from infsa_models.registry import available
+
+CPU_TIME_BUDGET = "4m"
+CLOSING_SECONDS = 15.0
+"""Share of the time budget kept back for ending the worker and rendering the report."""
+
+CPU_DEFAULTS = {"res": "224..1024", "config": "4L-64H"}
+CUDA_DEFAULTS = {"res": "224..9216", "config": "4L-64H,24L-16H"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepRequest:
+    """The options of the command line as typed; None where the default depends on the device."""
+
+    res: str | None = None
+    mechanisms: str = "all"
+    impl: str = "reference"
+    config: str | None = None
+    phase: str = "infer"
+    dtype: str | None = None
+    batch_size: str = "1"
+    device: str = "auto"
+    execution: str = "eager"
+    protocol: str = "quick"
+    warmup: int | None = None
+    iterations: int | None = None
+    time_budget: str | None = None
+    seed: int = 0
+    out: Path | None = None
+    resume: bool = False
+    dry_run: bool = False
+    command: tuple[str, ...] = ()
+
+
+def sweep(request: SweepRequest, console: Console) -> int:
+    """Run the sweep that ``request`` asks for and print its report; return the exit code.
+
+    Nothing is written before every option has been checked, the device included.
+
+    Raises:
+        SpecError: an option makes no sense, the device cannot be used, or the output folder is taken.
+        SchemaError, RunLockedError: as :class:`~infsa_bench.store.RunWriter`.
+        SweepStoppedError: the device or the disk gave up.
+    """
+    started = time.monotonic()
+    protocol = _check_options(request)
+    if request.out is not None and is_run(request.out) and not request.resume:
+        raise SpecError(f"{request.out} holds a run already: add --resume to finish it, or choose another --out")
+    with Launcher(request.device) as launcher:
+        device = launcher.hello.environment.device
+        device_type = launcher.hello.environment.device_type
+        axes = _axes(request, device_type)
+        launcher.check(tuple(name for name in axes.mechanisms if ":" in name))
+        budget_seconds = _time_budget(request, device_type)
+        settings = Settings(device=device, protocol=protocol, seed=request.seed, time_budget_seconds=budget_seconds)
+        plan = Plan(
+            cases=tuple(axes.cases(device_type)),
+            protocol=protocol,
+            deadline=None if budget_seconds is None else started + budget_seconds - CLOSING_SECONDS,
+            host_memory_bytes=launcher.hello.available_bytes if device_type == "cpu" else None,
+        )
+        if not plan.cases:
+            raise SpecError(f"no cell: none of {', '.join(axes.mechanisms)} has {' or '.join(axes.implementations)}")
+        predictor = Predictor(launcher.hello.matmul_flops_per_second)
+        out = request.out or _default_out(device_type)
+        manifest = _manifest(request, settings, plan.cases, out)
+        if request.dry_run:
+            _announce(console, plan, plan.cases, predictor, out)
+            _print_plan(console, plan, predictor)
+            return 0
+        with _open(out, manifest) as writer:
+            writer.add_environment(launcher.hello.environment)
+            if writer.torn_bytes:
+                console.print(f"dropped a torn last line of {writer.torn_bytes} bytes", highlight=False)
+            todo = [case for case in plan.cases if case.id not in writer.finished]
+            _announce(console, plan, todo, predictor, out)
+            done = len(plan.cases) - len(todo)
+            kind = BarProgress if console.is_terminal else PlainProgress
+            try:
+                with kind(console, len(plan.cases), done) as progress:
+                    run_plan(plan, launcher, writer, predictor, progress)
+            except KeyboardInterrupt:
+                again = shlex.join(_resume_command(request, out))
+                line = f"\ninterrupted; what is recorded is kept. To go on: {again}"
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+                return 130
+    report_run(out, console)
+    console.print(f"records: {out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _check_options(request: SweepRequest) -> Protocol:
+    """Check all that can be checked without a worker; return the protocol."""
+    _axes(request, "cpu")
+    _time_budget(request, "cpu")
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", request.device):
+        raise SpecError(f"unknown device {request.device!r}; write auto, cpu or cuda:N")
+    if request.protocol not in PROTOCOLS:
+        raise UnknownNameError("protocol", request.protocol, PROTOCOLS)
+    return PROTOCOLS[request.protocol].with_counts(warmup=request.warmup, iterations=request.iterations)
+
+
+def _axes(request: SweepRequest, device_type: str) -> Sweep:
+    defaults = CUDA_DEFAULTS if device_type == "cuda" else CPU_DEFAULTS
+    known = [implementation for entry in available().values() for implementation in entry.implementations]
+    dtype = request.dtype
+    if dtype is None and request.protocol == "paper":
+        dtype = PAPER_PRECISION
+    return Sweep(
+        mechanisms=parse_mechanisms(request.mechanisms),
+        implementations=parse_names(request.impl, "implementation", tuple(dict.fromkeys(known))),
+        configs=parse_configs(request.config or defaults["config"]),
+        resolutions=parse_resolutions(request.res or defaults["res"]),
+        phases=parse_names(request.phase, "phase", PHASES),
+        precisions=() if dtype is None else parse_names(dtype, "dtype", PRECISIONS),
+        executions=parse_names(request.execution, "execution", EXECUTIONS),
+        batch_sizes=parse_batch_sizes(request.batch_size),
+        seed=request.seed,
+    )
+
+
+def _time_budget(request: SweepRequest, device_type: str) -> float | None:
+    if request.time_budget is not None:
+        return parse_duration(request.time_budget)
+    return parse_duration(CPU_TIME_BUDGET) if device_type == "cpu" else None
+
+
+def _default_out(device_type: str) -> Path:
+    return Path("results") / f"{device_type}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _manifest(request: SweepRequest, settings: Settings, cases: Sequence[Case], out: Path) -> Manifest:
+    """Return a new manifest, or that of the run to be resumed with the new cases added to its plan.
+
+    Raises:
+        SpecError: the run there was made with other settings.
+    """
+    ids = tuple(case.id for case in cases)
+    if not is_run(out):
+        return Manifest(created_utc=utc_now(), command=request.command, settings=settings, plan=ids, environments={})
+    found = load_manifest(out)
+    differences = found.settings.differences(settings)
+    if differences:
+        raise SpecError(f"{out} holds a run with another {', '.join(differences)}; choose another --out")
+    return replace(found, plan=tuple(dict.fromkeys([*found.plan, *ids])))
+
+
+def _open(out: Path, manifest: Manifest) -> RunWriter:
+    try:
+        return RunWriter(out, manifest)
+    except OSError as error:
+        raise SpecError(f"cannot write to {out}: {error.strerror or error}") from error
+
+
+def _announce(console: Console, plan: Plan, todo: Sequence[Case], predictor: Predictor, out: Path) -> None:
+    """Say how many cells are planned and how long they should take, before anything is measured."""
+    predictions = [predictor.predict(case, plan.protocol) for case in todo]
+    recorded = len(plan.cases) - len(todo)
+    seconds = format_duration(predicted_seconds(plan, predictions))
+    line = f"{len(plan.cases)} cells planned"
+    line += f", {recorded} of them recorded already" if recorded else ""
+    line += f"; predicted {seconds} from FLOPs alone, corrected as cells finish"
+    if plan.deadline is not None:
+        line += f"; {format_duration(max(0.0, plan.deadline - time.monotonic()))} of the time budget left for them"
+    console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"records go to {out}", highlight=False, soft_wrap=True)
+
+
+def _print_plan(console: Console, plan: Plan, predictor: Predictor) -> None:
+    for case in plan.cases:
+        prediction = predictor.predict(case, plan.protocol)
+        size = "" if prediction.peak_bytes is None else f", {format_bytes(prediction.peak_bytes)}"
+        line = f"{case.id}: {format_duration(prediction.seconds)}{size}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _resume_command(request: SweepRequest, out: Path) -> list[str]:
+    command = [word for word in request.command if word != "--resume"]
+    return [*command, *([] if request.out else ["--out", str(out)]), "--resume"]

@@ -1,0 +1,243 @@
+"""Child side: one process per device that builds, warms up, measures, and answers with one outcome per case.
+
+Run as ``python -m infsa_bench.execute.worker DEVICE MESSAGE_FD PARENT_PID``; started by the launcher only.
+It never outlives its parent: the kernel kills it when the parent dies (Linux), and the end of its standard input
+ends it anywhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from infsa_bench.execute.messages import (
+    CheckCommand,
+    Checked,
+    Command,
+    Finished,
+    Hello,
+    Message,
+    Refused,
+    RunCommand,
+    StageReached,
+    from_line,
+    to_line,
+)
+from infsa_bench.execute.modes import UnsupportedError
+from infsa_bench.execute.workload import build_workload, unsupported_reason
+from infsa_bench.measure.environment import describe_environment, matmul_flops_per_second
+from infsa_bench.measure.latency import synchronize, time_calls, warm_up
+from infsa_bench.measure.memory import PeakMemory, available_host_bytes, classify_error, release_freed_memory
+from infsa_bench.record import Failure, Measurement, Stage
+from infsa_bench.spec import Case, Protocol
+from infsa_models.registry import load_class
+
+PR_SET_PDEATHSIG = 1
+LEFTOVER_BYTES = 64 * 2**20
+"""Allocated memory above the worker's start after which it is not used again: something was kept."""
+
+Send = Callable[[Message], None]
+Result = TypeVar("Result")
+
+
+def main() -> None:
+    """Serve one parent until its commands end."""
+    device_name, message_fd, parent_pid = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    _die_with_parent(parent_pid)
+    with os.fdopen(message_fd, "wb", buffering=0) as pipe:
+
+        def send(message: Message) -> None:
+            pipe.write(to_line(message))
+
+        try:
+            device = resolve_device(device_name)
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            send(Refused(message=f"device {device_name!r} cannot be used: {first_line(error)}"))
+            return
+        commands = _read_commands()
+        send(
+            Hello(
+                environment=describe_environment(device),
+                matmul_flops_per_second=_matmul_rates(device),
+                available_bytes=available_host_bytes(),
+            )
+        )
+        peak_memory = PeakMemory(device)
+        while True:
+            match commands.get():
+                case CheckCommand(mechanisms=targets):
+                    problems = {target: problem for target in targets if (problem := check_mechanism(target))}
+                    send(Checked(problems=problems))
+                case RunCommand() as command:
+                    send(run_case(command, device, peak_memory, send))
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent may have died before that call: then nobody would tell us any more.
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def _read_commands() -> queue.SimpleQueue[Command]:
+    """Read standard input in a thread of its own, so that its end is noticed in the middle of a long case."""
+    commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin.buffer:
+            command = from_line(line)
+            assert isinstance(command, CheckCommand | RunCommand)
+            commands.put(command)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    return commands
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the torch device for ``auto``, ``cpu`` or ``cuda:N``; ``auto`` is the first GPU if there is one."""
+    if name == "auto":
+        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def _matmul_rates(device: torch.device) -> dict[str, float]:
+    """Rates for predictions. On a CPU only float32: half precision may be emulated and take minutes."""
+    dtypes = {"fp32": torch.float32}
+    if device.type == "cuda":
+        dtypes |= {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return {name: matmul_flops_per_second(device, dtype) for name, dtype in dtypes.items()}
+
+
+def attempt(work: Callable[[], Result]) -> Result | Exception:
+    """Return what ``work`` returns or raises: the one place that catches everything.
+
+    A failed case is a record, not an exception, and a mechanism from elsewhere may raise anything.
+    """
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001
+        return error
+
+
+def check_mechanism(target: str) -> str | None:
+    """Return what keeps ``package.module:Class`` from being a mechanism, or None: it is built and called once."""
+    tokens = torch.randn(2, 7, 64)
+
+    def mix() -> object:
+        mixer = load_class(target)(64, 4, grid=(2, 3), class_token=True, device="cpu", dtype=torch.float32)
+        return mixer(tokens)
+
+    mixed = attempt(mix)
+    if isinstance(mixed, Exception):
+        return f"{type(mixed).__name__}: {first_line(mixed)}"
+    if not isinstance(mixed, Tensor) or mixed.shape != tokens.shape:
+        return f"its forward does not return tokens of the shape that it got, {tuple(tokens.shape)}"
+    return None
+
+
+def run_case(command: RunCommand, device: torch.device, peak_memory: PeakMemory, send: Send) -> Finished:
+    """Run one case to its outcome, whatever happens."""
+    deadline = None if command.limit_seconds is None else time.monotonic() + command.limit_seconds
+    reached: Stage = "start"
+
+    def reach(stage: Stage) -> None:
+        nonlocal reached
+        reached = stage
+        send(StageReached(stage=stage))
+
+    reason = unsupported_reason(command.case, device.type)
+    if reason is not None:
+        return Finished(outcome=Failure(kind="unsupported", stage=reached, message=reason), reusable=True)
+    outcome = attempt(lambda: measure_case(command.case, command.protocol, device, deadline, peak_memory, reach))
+    if isinstance(outcome, Exception):
+        # Not reusable: what the traceback keeps alive, or a device that met an error, could change the next number.
+        return Finished(outcome=_failure(outcome, reached, device), reusable=False)
+    return Finished(outcome=outcome, reusable=command.case.execution == "eager" and _is_clean(device))
+
+
+def measure_case(
+    case: Case,
+    protocol: Protocol,
+    device: torch.device,
+    deadline: float | None,
+    peak_memory: PeakMemory,
+    reach: Callable[[Stage], None],
+) -> Measurement:
+    """Build, warm up and time one case; raises whatever goes wrong. ``deadline`` is on the monotonic clock."""
+    reach("build")
+    workload = build_workload(case, device)
+    synchronize(device)
+    reach("warm-up")
+    warmup_seconds = warm_up(workload.call, protocol, device)
+    reach("timing")
+    peak_memory.reset()
+    limit_seconds = None if deadline is None else deadline - time.monotonic()
+    samples = time_calls(workload.call, protocol, device, limit_seconds=limit_seconds)
+    peak = peak_memory.read()
+    flags = {
+        "time_limited": samples.time_limited,
+        "non_finite_output": not bool(torch.isfinite(samples.last_output).all()),
+    }
+    return Measurement(
+        latencies_seconds=samples.latencies_seconds,
+        gpu_seconds=samples.gpu_seconds,
+        warmup_seconds=warmup_seconds,
+        build_seconds=workload.build_seconds,
+        parameters=workload.parameters,
+        model_bytes=workload.model_bytes,
+        peak_memory_bytes=peak.allocated_bytes,
+        peak_reserved_bytes=peak.reserved_bytes,
+        memory_source=peak.source,
+        flags=tuple(name for name, is_raised in flags.items() if is_raised),
+    )
+
+
+def _failure(error: Exception, stage: Stage, device: torch.device) -> Failure:
+    kind, requested_bytes = ("unsupported", None) if isinstance(error, UnsupportedError) else classify_error(error)
+    return Failure(
+        kind=kind,
+        stage=stage,
+        message=first_line(error),
+        exception=type(error).__name__,
+        requested_bytes=requested_bytes,
+        free_bytes=_free_bytes(device) if kind in ("oom", "host_oom") else None,
+    )
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    if device.type != "cuda":
+        return available_host_bytes()
+    # A device that met an error answers nothing any more.
+    free = attempt(lambda: torch.cuda.mem_get_info(device)[0])
+    return free if isinstance(free, int) else None
+
+
+def _is_clean(device: torch.device) -> bool:
+    """Tell whether the finished case left nothing behind on the device."""
+    release_freed_memory(device)
+    return device.type != "cuda" or torch.cuda.memory_allocated(device) <= LEFTOVER_BYTES
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's text, or its name if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+if __name__ == "__main__":
+    main()

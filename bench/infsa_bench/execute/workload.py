@@ -1,0 +1,127 @@
+"""What one iteration does: a forward pass of one batch, or one training step, on seeded random inputs."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from infsa_bench.execute.modes import MODES
+from infsa_bench.spec import Case, resolve_mechanisms
+from infsa_models.registry import NUM_CLASSES
+from infsa_models.vit import build_vit
+
+INPUT_BUFFERS = 2
+"""Inputs rotate: a result that a cache could keep from one call to the next would not be a forward pass."""
+
+_PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_AUTOCAST_DTYPES = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """A built case. ``call`` runs one iteration and returns its logits; ``model_bytes`` as in Measurement."""
+
+    call: Callable[[], Tensor]
+    parameters: int
+    model_bytes: int
+    build_seconds: float
+
+
+def unsupported_reason(case: Case, device_type: str) -> str | None:
+    """Return why ``case`` cannot run by design, or None. Nothing is built for the answer."""
+    mechanism = resolve_mechanisms([case.mechanism])[case.mechanism]
+    if case.implementation == "reference" and case.precision in mechanism.unsupported:
+        return mechanism.unsupported[case.precision]
+    if case.phase == "train" and case.precision in ("bf16", "fp16"):
+        return f"training keeps float32 parameters: use fp32 or amp-{case.precision}"
+    return MODES[case.execution].unsupported_reason(case.phase, device_type)
+
+
+def build_workload(case: Case, device: torch.device) -> Workload:
+    """Build the model of ``case`` on ``device``, its inputs, and the callable that is one iteration.
+
+    Raises:
+        UnsupportedError: the mode cannot take this model.
+        torch.OutOfMemoryError, RuntimeError: as torch raises them.
+    """
+    torch.manual_seed(case.seed)
+    start = time.perf_counter()
+    model = build_vit(
+        resolve_mechanisms([case.mechanism])[case.mechanism],
+        case.config,
+        case.resolution,
+        implementation=case.implementation,
+        options=dict(case.options),
+        device=device,
+        dtype=_PARAMETER_DTYPES.get(case.precision, torch.float32),
+    )
+    build_seconds = time.perf_counter() - start
+    images = [_random_images(case, device) for _ in range(INPUT_BUFFERS)]
+    state_bytes = sum(tensor.nbytes for tensor in itertools.chain(model.parameters(), model.buffers()))
+    if case.phase == "infer":
+        model.eval().requires_grad_(False)
+        call = _inference_call(case, device, model, images)
+    else:
+        model.train()
+        call = _training_call(case, device, model, images)
+        # One gradient and AdamW's two moments for every parameter.
+        state_bytes += 3 * sum(parameter.nbytes for parameter in model.parameters())
+    return Workload(
+        call=call,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        model_bytes=state_bytes,
+        build_seconds=build_seconds,
+    )
+
+
+def _random_images(case: Case, device: torch.device) -> Tensor:
+    shape = (case.batch_size, 3, case.resolution, case.resolution)
+    return torch.randn(shape, device=device, dtype=_PARAMETER_DTYPES.get(case.precision, torch.float32))
+
+
+def _autocast(case: Case, device: torch.device) -> AbstractContextManager[object]:
+    """Autocast, to be entered inside every call: users pay for its weight casts each time, so do we."""
+    if case.precision not in _AUTOCAST_DTYPES:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_AUTOCAST_DTYPES[case.precision])
+
+
+def _inference_call(case: Case, device: torch.device, model: nn.Module, images: list[Tensor]) -> Callable[[], Tensor]:
+    mode = MODES[case.execution]
+    run_model = mode.wrap(model)
+
+    def forward(batch: Tensor) -> Tensor:
+        with torch.inference_mode(), _autocast(case, device):
+            return run_model(batch)
+
+    run = mode.prepare(forward, images)
+    rotating = itertools.cycle(range(len(images)))
+    return lambda: run(next(rotating))
+
+
+def _training_call(case: Case, device: torch.device, model: nn.Module, images: list[Tensor]) -> Callable[[], Tensor]:
+    """One step: forward, cross-entropy on random labels, backward, AdamW; float16 with a gradient scaler."""
+    labels = [torch.randint(NUM_CLASSES, (case.batch_size,), device=device) for _ in images]
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=case.precision == "amp-fp16")
+    run_model = MODES[case.execution].wrap(model)
+    batches = itertools.cycle(zip(images, labels, strict=True))
+
+    def step() -> Tensor:
+        batch, target = next(batches)
+        optimizer.zero_grad(set_to_none=True)
+        with _autocast(case, device):
+            logits = run_model(batch)
+            loss = nn.functional.cross_entropy(logits, target)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return logits.detach()
+
+    return step

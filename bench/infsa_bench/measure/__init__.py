@@ -1,0 +1,1 @@
+"""What is read off a running case: time, memory, and the state of the machine."""

@@ -1,0 +1,1 @@
+"""From summary rows to what people read: tables and figures."""

@@ -1,0 +1,49 @@
+"""Numbers as people read them. Data carry SI units; only what is printed is scaled."""
+
+from __future__ import annotations
+
+_TIME_UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a measured time with three significant digits, e.g. ``12.3 ms`` or ``75.2 s``."""
+    unit, size = _time_unit(seconds)
+    return f"{significant(seconds / size)} {unit}"
+
+
+def format_interval_seconds(low: float, high: float) -> str:
+    """Return an interval of times in one unit, e.g. ``12.1 .. 12.9 ms``."""
+    unit, size = _time_unit(high)
+    return f"{significant(low / size)} .. {significant(high / size)} {unit}"
+
+
+def format_duration(seconds: float) -> str:
+    """Return how long something takes, to the second: ``5 s``, ``4 min 05 s``, ``2 h 10 min``."""
+    whole = round(seconds)
+    if whole >= 3600:
+        hours, minutes = divmod(round(seconds / 60), 60)
+        return f"{hours} h {minutes:02d} min"
+    if whole >= 60:
+        minutes, rest = divmod(whole, 60)
+        return f"{minutes} min {rest:02d} s"
+    return f"{whole} s"
+
+
+def _time_unit(seconds: float) -> tuple[str, float]:
+    return next((unit for unit in _TIME_UNITS if seconds >= unit[1]), _TIME_UNITS[-1])
+
+
+def format_bytes(count: float) -> str:
+    """Return e.g. ``1.50 GiB``, three significant digits."""
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{significant(count / size)} {unit}"
+    return f"{count:.0f} B"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Return ``value`` with that many significant digits, never in scientific notation."""
+    if value == 0:
+        return "0"
+    places = max(0, digits - 1 - int(f"{value:e}".partition("e")[2]))
+    return f"{value:.{places}f}"

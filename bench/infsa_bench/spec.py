@@ -1,0 +1,329 @@
+"""What to measure: a case, a protocol, and the sweep that spans the cases. Imports no torch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar, get_args
+
+from infsa_bench.errors import SpecError, UnknownNameError
+from infsa_models.registry import CONFIGS, PATCH_SIZE, Mechanism, available, external
+
+LADDER = (224, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 9216)
+"""The resolutions (image side, pixels) that ``A..B`` picks from."""
+
+MAX_RESOLUTION = 32768
+MAX_BATCH_SIZE = 65536
+
+Precision = Literal["fp32", "bf16", "fp16", "amp-bf16", "amp-fp16"]
+Phase = Literal["infer", "train"]
+Execution = Literal["eager", "compile", "cuda-graph"]
+
+Name = TypeVar("Name", bound=str)
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+PHASES: tuple[Phase, ...] = get_args(Phase)
+EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
+
+DEFAULT_PRECISION: Mapping[tuple[str, str], Precision] = {
+    ("cuda", "infer"): "bf16",
+    ("cuda", "train"): "amp-bf16",
+    ("cpu", "infer"): "fp32",
+    ("cpu", "train"): "fp32",
+}
+"""Precision by (device type, phase) where none is asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One point of a sweep: everything that decides what is run, except settings of the whole run.
+
+    ``resolution`` is the image side in pixels, ``precision`` one of :data:`PRECISIONS`: ``fp32``, ``bf16`` and
+    ``fp16`` hold parameters and activations in that dtype; ``amp-*`` hold float32 parameters and enter autocast in
+    every call. ``options`` are departures from the mechanism's defaults, ``replicate`` counts repeats of a cell.
+    """
+
+    mechanism: str
+    implementation: str
+    config: str
+    resolution: int
+    batch_size: int
+    precision: Precision
+    phase: Phase
+    execution: Execution
+    options: tuple[tuple[str, str], ...] = ()
+    replicate: int = 0
+    seed: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a layer sees, the class token included."""
+        return (self.resolution // PATCH_SIZE) ** 2 + 1
+
+    @property
+    def cell(self) -> str:
+        """The id without its replicate: what tables, comparisons and exports join on."""
+        parts = [
+            "infsa",
+            f"{self.mechanism}.{self.implementation}",
+            self.config,
+            f"r{self.resolution}",
+            f"b{self.batch_size}",
+            self.precision,
+            self.phase,
+            self.execution,
+        ]
+        if self.options:
+            parts.append(",".join(f"{name}={value}" for name, value in self.options))
+        return "/".join(parts)
+
+    @property
+    def id(self) -> str:
+        """Stable name of the case; resuming joins on it."""
+        return f"{self.cell}/p{self.replicate}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """How often one case is run.
+
+    Warm-up ends after ``warmup_iterations``, or earlier once ``warmup_seconds`` have passed; timing ends after
+    ``timed_iterations``, or earlier once ``timed_seconds`` have passed and ``min_timed_iterations`` are in. ``None``
+    means no such limit: the counts are then exact.
+    """
+
+    name: str
+    warmup_iterations: int
+    timed_iterations: int
+    min_timed_iterations: int
+    warmup_seconds: float | None = None
+    timed_seconds: float | None = None
+
+    def with_counts(self, *, warmup: int | None, iterations: int | None) -> Protocol:
+        """Return this protocol with exact counts where they are given.
+
+        Raises:
+            SpecError: a negative warm-up or less than one timed iteration.
+        """
+        if warmup is None and iterations is None:
+            return self
+        if warmup is not None and warmup < 0:
+            raise SpecError(f"--warmup must be 0 or more, not {warmup}")
+        if iterations is not None and iterations < 1:
+            raise SpecError(f"--iterations must be 1 or more, not {iterations}")
+        return Protocol(
+            name=f"{self.name}*",
+            warmup_iterations=self.warmup_iterations if warmup is None else warmup,
+            warmup_seconds=self.warmup_seconds if warmup is None else None,
+            timed_iterations=self.timed_iterations if iterations is None else iterations,
+            min_timed_iterations=self.min_timed_iterations if iterations is None else iterations,
+            timed_seconds=self.timed_seconds if iterations is None else None,
+        )
+
+    def expected_iterations(self, iteration_seconds: float) -> int:
+        """Return how many calls, warm-up included, a case takes whose every call takes ``iteration_seconds``."""
+        warmup = self.warmup_iterations
+        if self.warmup_seconds is not None and warmup > 0:
+            warmup = min(warmup, max(1, int(self.warmup_seconds / iteration_seconds) + 1))
+        timed = self.timed_iterations
+        if self.timed_seconds is not None:
+            timed = min(timed, max(self.min_timed_iterations, int(self.timed_seconds / iteration_seconds) + 1))
+        return warmup + timed
+
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    "quick": Protocol(
+        name="quick",
+        warmup_iterations=3,
+        warmup_seconds=1.0,
+        timed_iterations=30,
+        min_timed_iterations=3,
+        timed_seconds=3.0,
+    ),
+    "full": Protocol(
+        name="full",
+        warmup_iterations=10,
+        warmup_seconds=10.0,
+        timed_iterations=100,
+        min_timed_iterations=10,
+        timed_seconds=60.0,
+    ),
+    # Paper, section 14: 50 warm-up runs, then 300 timed CUDA runs, AMP/FP16, batch 1.
+    "paper": Protocol(name="paper", warmup_iterations=50, timed_iterations=300, min_timed_iterations=300),
+}
+PAPER_PRECISION: Precision = "amp-fp16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """The axes of a sweep. Empty ``precisions`` stands for the default of device and phase."""
+
+    mechanisms: tuple[str, ...]
+    implementations: tuple[str, ...]
+    configs: tuple[str, ...]
+    resolutions: tuple[int, ...]
+    phases: tuple[Phase, ...]
+    precisions: tuple[Precision, ...]
+    executions: tuple[Execution, ...]
+    batch_sizes: tuple[int, ...]
+    seed: int = 0
+
+    def cases(self, device_type: str) -> Iterator[Case]:
+        """Yield every case once, small resolutions first, in a fixed order.
+
+        Resolution is the outermost axis: whatever stops a sweep, each mechanism has been measured up to about the
+        same size. A mechanism that lacks an implementation has no case for it.
+        """
+        known = resolve_mechanisms(self.mechanisms)
+        axes = itertools.product(
+            self.resolutions,
+            self.configs,
+            self.phases,
+            self.batch_sizes,
+            self.executions,
+            self.mechanisms,
+            self.implementations,
+        )
+        for resolution, config, phase, batch_size, execution, mechanism, implementation in axes:
+            if implementation not in known[mechanism].implementations:
+                continue
+            for precision in self.precisions or (DEFAULT_PRECISION[device_type, phase],):
+                yield Case(
+                    mechanism=mechanism,
+                    implementation=implementation,
+                    config=config,
+                    resolution=resolution,
+                    batch_size=batch_size,
+                    precision=precision,
+                    phase=phase,
+                    execution=execution,
+                    seed=self.seed,
+                )
+
+
+def resolve_mechanisms(names: Iterable[str]) -> dict[str, Mechanism]:
+    """Return the entries of built-in, installed or ``package.module:Class`` mechanisms, by the name given.
+
+    Raises:
+        UnknownNameError: no such mechanism.
+        SpecError: an installed entry point clashes with another name, or a malformed target.
+    """
+    try:
+        known = available()
+        return {name: external(name) if ":" in name else known[name] for name in names}
+    except KeyError as error:
+        raise UnknownNameError("mechanism", error.args[0], known) from None
+    except ValueError as error:
+        raise SpecError(str(error)) from None
+
+
+def parse_resolutions(text: str) -> tuple[int, ...]:
+    """Parse ``224,1024`` and ``224..9216`` (the points of :data:`LADDER` in that range), sorted, without repeats.
+
+    Raises:
+        SpecError: not a number, not a positive multiple of the patch size, too large, a reversed or empty range.
+    """
+    found: set[int] = set()
+    for item in _items(text, "resolution"):
+        low, dots, high = item.partition("..")
+        if not dots:
+            found.add(_resolution(item))
+            continue
+        first, last = _resolution(low), _resolution(high)
+        if first > last:
+            raise SpecError(f"resolution range {item!r} is reversed: write {last}..{first}")
+        steps = [step for step in LADDER if first <= step <= last]
+        if not steps:
+            raise SpecError(f"no step of the ladder {', '.join(map(str, LADDER))} lies in {item!r}")
+        found.update(steps)
+    return tuple(sorted(found))
+
+
+def _resolution(text: str) -> int:
+    value = _whole_number(text, "resolution")
+    if value <= 0 or value % PATCH_SIZE:
+        raise SpecError(f"resolution {value} is not a positive multiple of {PATCH_SIZE} (the patch size)")
+    if value > MAX_RESOLUTION:
+        raise SpecError(f"resolution {value} is above {MAX_RESOLUTION}, the largest that infsa-bench plans")
+    return value
+
+
+def parse_batch_sizes(text: str) -> tuple[int, ...]:
+    """Parse ``1`` or ``1,8``.
+
+    Raises:
+        SpecError: not a number, below 1, or absurdly large.
+    """
+    sizes = tuple(dict.fromkeys(_whole_number(item, "batch size") for item in _items(text, "batch size")))
+    for size in sizes:
+        if not 1 <= size <= MAX_BATCH_SIZE:
+            raise SpecError(f"batch size {size} is not between 1 and {MAX_BATCH_SIZE}")
+    return sizes
+
+
+def parse_names(text: str, what: str, known: Sequence[Name]) -> tuple[Name, ...]:
+    """Parse a comma-separated list of names out of ``known``, in the order given, without repeats.
+
+    Raises:
+        UnknownNameError: a name that is not known.
+        SpecError: an empty list.
+    """
+    by_name = {str(name): name for name in known}
+    names = _items(text, what)
+    for name in names:
+        if name not in by_name:
+            raise UnknownNameError(what, name, by_name)
+    return tuple(dict.fromkeys(by_name[name] for name in names))
+
+
+def parse_mechanisms(text: str) -> tuple[str, ...]:
+    """Parse a comma-separated list of mechanisms: names, or ``package.module:Class``; ``all`` is every known one.
+
+    Raises:
+        UnknownNameError, SpecError: as :func:`resolve_mechanisms`.
+    """
+    names = tuple(dict.fromkeys(_items(text, "mechanism")))
+    if names == ("all",):
+        return tuple(resolve_mechanisms(available()))
+    resolve_mechanisms(names)
+    return names
+
+
+def parse_configs(text: str) -> tuple[str, ...]:
+    """Parse a comma-separated list of configs, e.g. ``4L-64H``."""
+    return parse_names(text, "config", tuple(CONFIGS))
+
+
+def parse_duration(text: str) -> float | None:
+    """Parse ``240``, ``240s``, ``4m`` or ``1.5h`` into seconds; ``none`` is no limit.
+
+    Raises:
+        SpecError: anything else, zero and negative times included.
+    """
+    if text == "none":
+        return None
+    unit = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, factor = (text[:-1], unit[text[-1]]) if text[-1:] in unit else (text, 1.0)
+    try:
+        seconds = float(number) * factor
+    except ValueError:
+        raise SpecError(f"{text!r} is no duration: write 240, 90s, 4m, 1.5h or none") from None
+    if not 0 < seconds < float("inf"):
+        raise SpecError(f"a duration must be above zero, not {text!r}")
+    return seconds
+
+
+def _items(text: str, what: str) -> list[str]:
+    items = [item.strip() for item in text.split(",")]
+    if not all(items):
+        raise SpecError(f"empty {what} in {text!r}")
+    return items
+
+
+def _whole_number(text: str, what: str) -> int:
+    # int() would also take underscores, signs and other scripts' digits; a resolution is plain digits.
+    sign, digits = (-1, text[1:]) if text.startswith("-") else (1, text)
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 12):
+        raise SpecError(f"{what} {text!r} is not a whole number")
+    return sign * int(digits)
