@@ -81,6 +81,81 @@ MECHANISMS: Mapping[str, Mechanism] = {
             "timm and Hugging Face ViT call a tiled kernel today",
         ),
     ),
+    "linformer": Mechanism(
+        title="Linformer",
+        implementations={"reference": "infsa_models.mechanisms.linformer:LinformerAttention"},
+        complexity="O(N k D)",
+        tier="linear",
+        citation="Wang et al. 2020, arXiv 2006.04768",
+    ),
+    "performer": Mechanism(
+        title="Performer",
+        implementations={"reference": "infsa_models.mechanisms.performer:PerformerAttention"},
+        complexity="O(N m D)",
+        tier="linear",
+        citation="Choromanski et al. 2021, arXiv 2009.14794",
+        departures=(
+            "features, sums over tokens and the division run in float32 whatever the precision "
+            "(the package gives NaN in float16)",
+        ),
+    ),
+    "soft": Mechanism(
+        title="SOFT",
+        implementations={"reference": "infsa_models.mechanisms.soft:SoftAttention"},
+        complexity="O(N m D + h m^3)",
+        tier="linear",
+        citation="Lu et al. 2021, arXiv 2110.11945",
+        departures=(
+            "49 landmarks by average pooling at every resolution, as its authors describe "
+            "(its public code strides a convolution, which is quadratic in N)",
+            "the class token follows the authors' answer in fudan-zvg/SOFT#11 (no published layer has one)",
+            "kernels, Newton and their products run in float32 whatever the precision",
+        ),
+    ),
+    "flatten": Mechanism(
+        title="FLatten",
+        implementations={"reference": "infsa_models.mechanisms.flatten:FlattenAttention"},
+        complexity="O(N D^2 / h)",
+        tier="linear",
+        citation="Han et al. 2023, arXiv 2308.00442",
+        departures=(
+            "the class token is an ordinary token outside the convolution (its public code has none)",
+            "everything between the projections runs in float32 whatever the precision (float16 gives 0/0)",
+        ),
+    ),
+    "agent": Mechanism(
+        title="Agent",
+        implementations={"reference": "infsa_models.mechanisms.agent:AgentAttention"},
+        complexity="O(N n_a D)",
+        tier="linear",
+        citation="Han et al. 2024, arXiv 2312.08874",
+        departures=("49 agents in every layer (the published base model has 81, and only in 4 of 12 layers)",),
+    ),
+    "mlla": Mechanism(
+        title="MLLA",
+        implementations={"reference": "infsa_models.mechanisms.mlla:MllaAttention"},
+        complexity="O(N D^2 / h)",
+        tier="linear",
+        citation="Han et al. 2024, arXiv 2405.16605",
+        departures=(
+            "the gated mixer only, without the block's two positional convolutions; "
+            "its output projection takes the place of the host's extra dense",
+            "the class token is not rotated and bypasses the convolutions (its public code has none)",
+            "rotation in real arithmetic (there is no complex bfloat16), denominator in float32",
+        ),
+    ),
+    "infsa-pure": Mechanism(
+        title="Pure-InfSA",
+        implementations={"reference": "infsa_models.mechanisms.infsa_pure:PureInfsaAttention"},
+        complexity="O(N^2 D)",
+        tier="quadratic",
+        citation="Roffo et al. 2026, arXiv 2603.00175",
+        departures=(
+            "rho stays a learnable tensor on the device (the public code reads it back to the host in every layer)",
+            "the norm accumulates in float32; the matrix is divided by the nearest power of two, "
+            "the N x D result by the rest",
+        ),
+    ),
     "infsa-linear": Mechanism(
         title="Linear-InfSA",
         implementations={"reference": "infsa_models.mechanisms.infsa_linear:LinearInfsaAttention"},
@@ -138,10 +213,8 @@ def load_class(target: str) -> type[nn.Module]:
         ImportError: no such module.
         TypeError: the module has no such name, or it is not a subclass of ``torch.nn.Module``.
     """
-    from torch import nn
-
     module, _, name = target.partition(":")
     found = getattr(import_module(module), name, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+    if not (isinstance(found, type) and issubclass(found, import_module("torch.nn").Module)):
         raise TypeError(f"{target} is not a torch.nn.Module class")
     return found

@@ -1,0 +1,126 @@
+"""FLatten: focused linear attention, with a depthwise convolution that restores the rank.
+
+Formula, with p = 3, ``sigma = softplus(scale)``, ``k <- k + PE``, and norms over all D channels before the head split::
+
+    t    = (relu(t) + 1e-6) / sigma           f(t) = |t| t^p / |t^p|                          for t in q, k
+    y    = f(q) [(f(k) / sqrt(n))^T (v / sqrt(n))] / (f(q) . mean_n f(k) + 1e-6)              per head of size d
+    y    = y + DWC(v)                         depthwise k x k, the same d kernels for every head
+
+then ``out = merge(y) Wo^T + bo``.
+Cost: time O(N D d), state O(h d^2), and N D parameters: PE is a zero-initialised table of the grid as built.
+Class token (no official code exists): an ordinary token with a row of its own in PE, left out of the convolution, as
+the same laboratory's Agent-DeiT does.
+Source: Han et al. 2023 (arXiv 2308.00442); LeapLabTHU/FLatten-Transformer, ``flatten_swin`` (fused ``qkv``) and
+``flatten_pvt`` (``q`` and ``kv``).
+Departures: everything between the projections runs in float32 at least: in float16 the cube of 1e-6 is zero, and a
+token whose query is negative everywhere gives 0/0. Grids need not be square.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+RELU_EPSILON = 1e-6
+MEAN_EPSILON = 1e-6
+
+
+class FlattenAttention(nn.Module):
+    """Focused linear attention: ``qkv`` (or ``q``, ``kv``), ``scale``, ``positional_encoding``, ``dwc``, ``proj``.
+
+    Args:
+        focusing_factor: the power p.
+        kernel_size: side of the depthwise convolution.
+        fused_qkv: one projection ``qkv`` (flatten_swin), or ``q`` and ``kv`` apart (flatten_pvt).
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        grid: tuple[int, int],
+        class_token: bool = True,
+        focusing_factor: int = 3,
+        kernel_size: int = 5,
+        fused_qkv: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.grid = grid
+        self.class_tokens = int(class_token)
+        self.focusing_factor = focusing_factor
+        self.fused_qkv = fused_qkv
+        head_dim = embed_dim // num_heads
+        tokens = grid[0] * grid[1] + self.class_tokens
+        if fused_qkv:
+            self.qkv = nn.Linear(embed_dim, 3 * embed_dim, device=device, dtype=dtype)
+        else:
+            self.q = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+            self.kv = nn.Linear(embed_dim, 2 * embed_dim, device=device, dtype=dtype)
+        self.scale = nn.Parameter(torch.zeros(1, 1, embed_dim, device=device, dtype=dtype))
+        self.positional_encoding = nn.Parameter(torch.zeros(1, tokens, embed_dim, device=device, dtype=dtype))
+        self.dwc = nn.Conv2d(
+            head_dim, head_dim, kernel_size, padding=kernel_size // 2, groups=head_dim, device=device, dtype=dtype
+        )
+        self.proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+
+    def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
+        batch, tokens, embed_dim = x.shape
+        height, width = self.grid
+        if self.fused_qkv:
+            query, key, value = self.qkv(x).chunk(3, dim=-1)
+        else:
+            query = self.q(x)
+            key, value = self.kv(x).chunk(2, dim=-1)
+        key = key + self.positional_encoding
+
+        accumulate = torch.promote_types(value.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            sigma = F.softplus(self.scale.to(accumulate))
+            query = focus(query.to(accumulate), sigma, self.focusing_factor)
+            key = focus(key.to(accumulate), sigma, self.focusing_factor)
+            mixed = focused_linear_attention(
+                self._split_heads(query), self._split_heads(key), self._split_heads(value.to(accumulate))
+            )
+        mixed = mixed.transpose(1, 2).reshape(batch, tokens, embed_dim).to(value.dtype)
+
+        # The heads join the batch: they share the kernels.
+        images = self._split_heads(value[:, self.class_tokens :]).transpose(-2, -1)
+        convolved = self.dwc(images.reshape(batch * self.num_heads, -1, height, width))
+        local = convolved.reshape(batch, embed_dim, height * width).transpose(1, 2)
+        if self.class_tokens:
+            mixed[:, 1:] = mixed[:, 1:] + local
+        else:
+            mixed = mixed + local
+        return self.proj(mixed)
+
+    def _split_heads(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch heads tokens head_dim"]:
+        batch, tokens, _ = x.shape
+        return x.reshape(batch, tokens, self.num_heads, -1).transpose(1, 2)
+
+
+def focus(
+    x: Float[Tensor, "batch tokens embed_dim"], sigma: Float[Tensor, "1 1 embed_dim"], power: int
+) -> Float[Tensor, "batch tokens embed_dim"]:
+    """Return the focusing map: the direction is sharpened, the norm over all channels is kept."""
+    x = (torch.relu(x) + RELU_EPSILON) / sigma
+    norm = x.norm(dim=-1, keepdim=True)
+    x = x**power
+    return x / x.norm(dim=-1, keepdim=True) * norm
+
+
+def focused_linear_attention(
+    query: Float[Tensor, "batch heads tokens head_dim"],
+    key: Float[Tensor, "batch heads tokens head_dim"],
+    value: Float[Tensor, "batch heads tokens head_dim"],
+) -> Float[Tensor, "batch heads tokens head_dim"]:
+    """Return linear attention of focused queries and keys; key and value are scaled down so that sums are means."""
+    scale = key.shape[-2] ** -0.5
+    normalizer = 1 / (query @ key.mean(dim=-2, keepdim=True).transpose(-2, -1) + MEAN_EPSILON)
+    state = (key.transpose(-2, -1) * scale) @ (value * scale)
+    return query @ state * normalizer

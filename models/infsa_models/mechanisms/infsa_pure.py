@@ -1,0 +1,100 @@
+"""Pure-InfSA: the whole non-negative affinity matrix, normalised once per head by its Frobenius norm.
+
+Formula, per head of size d::
+
+    A    = relu(q k^T / d)                    q and k are each scaled by d^{-1/2}: 1/d, not 1/sqrt(d)
+    Ahat = A / (|A|_F + eps)                  one number per head; |Ahat|_2 <= |Ahat|_F <= 1
+    y    = rho Ahat v
+
+then ``out = merge(y) Wo^T + bo``; ``rho = sigmoid(rho_logit)``, one learnable scalar per layer.
+Cost: time O(N^2 D), memory O(h N^2): the matrix before and after every elementwise step. The class token is an
+ordinary token. A head without any positive affinity gives exactly zero.
+Source: Roffo et al. 2026 (arXiv 2603.00175), Pure-InfSA; public code giorgioroffo/infinite-self-attention.
+Departures: ``rho`` stays a tensor (the public code calls ``.item()``: no gradient, one device synchronisation per
+layer), the norm accumulates in float32, and the N x N matrix is divided by the power of two next to its norm; the
+rest of the division, a factor near one, falls on the N x D result (see ``MATRIX_SCALE``).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+EPSILON = 1e-6
+INITIAL_RHO = 0.95
+
+# Normalised affinities are about 1/N, in float16 subnormal beyond N = 16,384, and a norm near zero has no float16
+# reciprocal. Dividing by a power of two within float16's range is exact; times 64 the quotients stay normal numbers.
+MATRIX_SCALE = 64.0
+MAX_EXPONENT = 15.0
+
+
+class PureInfsaAttention(nn.Module):
+    """Pure-InfSA with the official names: ``q_proj``, ``k_proj``, ``v_proj``, ``out_proj``, ``rho_logit``."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        grid: tuple[int, int],
+        class_token: bool = True,
+        rho: float = INITIAL_RHO,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.k_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.v_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.rho_logit = nn.Parameter(torch.full((), math.log(rho / (1 - rho)), device=device, dtype=dtype))
+
+    def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
+        batch, tokens, embed_dim = x.shape
+        query = self._split_heads(self.q_proj(x))
+        key = self._split_heads(self.k_proj(x))
+        value = self._split_heads(self.v_proj(x))
+        mixed = pure_infsa(query, key, value, torch.sigmoid(self.rho_logit))
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, tokens, embed_dim))
+
+    def _split_heads(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch heads tokens head_dim"]:
+        batch, tokens, _ = x.shape
+        return x.reshape(batch, tokens, self.num_heads, -1).transpose(1, 2)
+
+
+def pure_infsa(
+    query: Float[Tensor, "batch heads tokens head_dim"],
+    key: Float[Tensor, "batch heads tokens head_dim"],
+    value: Float[Tensor, "batch heads tokens head_dim"],
+    rho: Float[Tensor, ""],
+) -> Float[Tensor, "batch heads tokens head_dim"]:
+    """Return ``rho Ahat v``, in the dtype of ``value``."""
+    normalized, remainder = pure_infsa_scores(query, key)
+    normalized = rho.to(normalized.dtype) * normalized
+    mixed = normalized @ value
+    return (mixed.to(remainder.dtype) * remainder).to(value.dtype)
+
+
+def pure_infsa_scores(
+    query: Float[Tensor, "batch heads tokens head_dim"],
+    key: Float[Tensor, "batch heads tokens head_dim"],
+) -> tuple[Float[Tensor, "batch heads tokens tokens"], Float[Tensor, "batch heads 1 1"]]:
+    """Return ``Ahat`` as two factors: the matrix divided by a power of two, and a number per head in float32.
+
+    The number is between 1/128 and 1/64, except where the norm is below 2^-9 or above 2^21.
+    """
+    accumulate = torch.promote_types(query.dtype, torch.float32)
+    scale = query.shape[-1] ** -0.5
+    query_scaled = query * scale
+    key_scaled = key * scale
+
+    affinity = torch.relu(query_scaled @ key_scaled.transpose(-2, -1))
+    norm = torch.linalg.vector_norm(affinity, dim=(-2, -1), keepdim=True, dtype=accumulate) + EPSILON
+    exponent = torch.log2(norm.detach() / MATRIX_SCALE).floor().clamp(-MAX_EXPONENT, MAX_EXPONENT)
+    divisor = torch.exp2(exponent).to(affinity.dtype)
+    return affinity / divisor, divisor.to(accumulate) / norm

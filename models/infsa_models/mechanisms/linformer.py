@@ -1,0 +1,57 @@
+"""Linformer: keys and values compressed from N tokens to k rows by learned matrices.
+
+Formula: ``K~ = E^T (x Wk)`` and ``V~ = F^T (x Wv)`` with E, F of shape N x k, shared by the heads of a layer; then per
+head of size d ``A = softmax(q K~^T / sqrt(d)),  y = A V~,  out = merge(y) Wo^T + bo``. Q, K and V have no bias.
+Cost: time O(N k D), memory O(h N k), and 2 N k parameters: E and F are made for one resolution, at build. The class
+token is an ordinary token.
+Source: Wang et al. 2020 (arXiv 2006.04768); the layer is that of the ``linformer`` package (lucidrains), run as it is.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from jaxtyping import Float
+from linformer.linformer import LinformerSelfAttention
+from torch import Tensor
+
+
+class LinformerAttention(LinformerSelfAttention):  # type: ignore[misc]  # the package has no types
+    """The package's self-attention: ``to_q``, ``to_k``, ``to_v``, ``to_out``, ``proj_k`` (E), ``proj_v`` (F).
+
+    Args:
+        k: rows that the keys and values are compressed to.
+        share_kv: one projection and one matrix for keys and values.
+        one_kv_head: one key and value head of size d for all query heads.
+        seq_len: rows of E and F; by default the tokens of ``grid``. Shorter inputs use the first rows.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        grid: tuple[int, int],
+        class_token: bool = True,
+        k: int = 256,
+        share_kv: bool = False,
+        one_kv_head: bool = False,
+        seq_len: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        # The package takes neither device nor dtype. Made where it will live, the N x k matrices are not copied.
+        with nullcontext() if device is None else torch.device(device):
+            super().__init__(
+                embed_dim,
+                seq_len=grid[0] * grid[1] + int(class_token) if seq_len is None else seq_len,
+                k=k,
+                heads=num_heads,
+                share_kv=share_kv,
+                one_kv_head=one_kv_head,
+            )
+        self.to(dtype=dtype)
+
+    def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
+        return super().forward(x)

@@ -1,0 +1,241 @@
+"""The command line as a user meets it: bad input is one line and exit 2, and nothing is written."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from infsa_bench.cli import main
+from infsa_bench.store import MANIFEST, RECORDS
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+class CommandLine:
+    """Runs ``infsa-bench ...`` in this process, in an empty folder."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], folder: Path) -> None:
+        self._monkeypatch, self._capfd, self.folder = monkeypatch, capfd, folder
+
+    def __call__(self, *words: str) -> Result:
+        self._monkeypatch.setattr(sys, "argv", ["infsa-bench", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = self._capfd.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Result(ended.value.code, out, err)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> CommandLine:
+    monkeypatch.chdir(tmp_path)
+    return CommandLine(monkeypatch, capfd, tmp_path)
+
+
+BAD_OPTIONS = {
+    "unknown mechanism": (["--mechanisms", "sofmax"], "did you mean 'softmax'?"),
+    "unknown mechanism in a list": (["--mechanisms", "softmax,perfomer"], "did you mean 'performer'?"),
+    "no multiple of 16": (["--res", "225"], "multiple of 16"),
+    "zero": (["--res", "0"], "multiple of 16"),
+    "negative": (["--res=-224"], "multiple of 16"),
+    "text": (["--res", "big"], "not a whole number"),
+    "fraction": (["--res", "224.5"], "not a whole number"),
+    "reversed range": (["--res", "1024..224"], "reversed"),
+    "open range": (["--res", "224.."], "not a whole number"),
+    "empty range": (["--res", "240..256"], "no step of the ladder"),
+    "absurdly large": (["--res", "1600000"], "above"),
+    "huge number": (["--res", "9" * 5000], "not a whole number"),
+    "empty resolutions": (["--res", ""], "empty resolution"),
+    "empty item": (["--res", "224,,512"], "empty resolution"),
+    "empty mechanisms": (["--mechanisms", ""], "empty mechanism"),
+    "empty phases": (["--phase", ","], "empty phase"),
+    "unknown dtype": (["--dtype", "fp8"], "unknown dtype 'fp8'"),
+    "unknown config": (["--config", "12L-12H"], "unknown config"),
+    "unknown implementation": (["--impl", "fastest"], "unknown implementation"),
+    "unknown phase": (["--phase", "inference"], "did you mean 'infer'?"),
+    "unknown execution": (["--execution", "jit"], "unknown execution"),
+    "unknown protocol": (["--protocol", "fast"], "unknown protocol"),
+    "batch size 0": (["--batch-size", "0"], "batch size 0"),
+    "batch size text": (["--batch-size", "one"], "not a whole number"),
+    "negative warm-up": (["--warmup", "-1"], "--warmup"),
+    "no iterations": (["--iterations", "0"], "--iterations"),
+    "no number": (["--iterations", "many"], "--iterations"),
+    "time budget": (["--time-budget", "soon"], "no duration"),
+    "negative time budget": (["--time-budget=-5s"], "above zero"),
+    "unknown device": (["--device", "tpu"], "unknown device"),
+    "malformed device": (["--device", "cuda:x"], "unknown device"),
+    "malformed target": (["--mechanisms", "os:"], "package.module:Class"),
+    "unknown option": (["--resolution", "224"], "--resolution"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_bad_options_are_one_line_and_exit_2(run: CommandLine, name: str) -> None:
+    words, expected = BAD_OPTIONS[name]
+    result = run("sweep", *words, "--out", "results/x")
+    assert result.code == 2
+    assert expected in result.err
+    assert result.err.count("\n") == 1
+    assert result.err.startswith("infsa-bench: error: ")
+    assert not list(run.folder.iterdir())
+
+
+def test_cuda_that_is_not_there_is_refused(run: CommandLine) -> None:
+    result = run("sweep", "--device", "cuda:97", "--out", "results/x")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "cuda:97" in result.err
+    assert not list(run.folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("os:system", "not a torch.nn.Module class"),
+        ("no_such_package.module:Class", "No module named 'no_such_package'"),
+        ("torch.nn:Linear", "is no mechanism"),
+        ("torch.nn:Identity", None),
+    ],
+)
+def test_mechanisms_from_elsewhere_are_tried_out_first(run: CommandLine, target: str, expected: str | None) -> None:
+    result = run("sweep", "--mechanisms", target, "--res", "32", "--device", "cpu", "--out", "results/x", "--dry-run")
+    if expected is None:
+        # nn.Identity takes any arguments and returns tokens of the same shape: by contract that is a mechanism.
+        assert result.code == 0, result.err
+        assert f"infsa/{target}.reference/4L-64H/r32/" in result.out
+    else:
+        assert (result.code, result.err.count("\n")) == (2, 1)
+        assert expected in result.err
+    assert not list(run.folder.iterdir())
+
+
+def test_report_of_a_run_that_does_not_exist(run: CommandLine) -> None:
+    result = run("report", "results/none")
+    assert (result.code, result.err) == (2, "infsa-bench: error: results/none is no run: it has no manifest.json\n")
+
+
+def test_a_folder_that_is_no_run_is_left_alone(run: CommandLine) -> None:
+    (run.folder / "mine").mkdir()
+    (run.folder / "mine" / "notes.txt").write_text("mine")
+    for words in (["--out", "mine"], ["--out", "mine", "--resume"], ["--out", "mine/notes.txt"]):
+        result = run("sweep", "--res", "32", *words)
+        assert (result.code, result.err.count("\n")) == (2, 1)
+        assert "is no run of infsa-bench" in result.err
+    assert [path.name for path in run.folder.rglob("*")] == ["mine", "notes.txt"]
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real run of two mechanisms at 32 x 32 pixels."""
+    folder = tmp_path_factory.mktemp("small")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["infsa-bench", *SMALL_SWEEP])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+    return folder
+
+
+SMALL_SWEEP = ["sweep", "--res", "32", "--mechanisms", "softmax,infsa-linear", "--device", "cpu"]
+SMALL_SWEEP += ["--iterations", "2", "--out", "results/small"]
+
+
+@pytest.fixture
+def run_small(run: CommandLine, small_run: Path) -> CommandLine:
+    shutil.copytree(small_run, run.folder, dirs_exist_ok=True)
+    return run
+
+
+def test_a_finished_run_is_not_written_over(run_small: CommandLine) -> None:
+    records = run_small.folder / "results/small" / RECORDS
+    before = records.read_bytes()
+    result = run_small(*SMALL_SWEEP)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "add --resume" in result.err
+    assert records.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [(["--iterations", "3"], "another protocol"), (["--seed", "1"], "another seed")]
+)
+def test_resuming_with_other_settings_is_refused(run_small: CommandLine, words: list[str], expected: str) -> None:
+    result = run_small(*SMALL_SWEEP, *words, "--resume")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert expected in result.err
+
+
+def test_resuming_may_add_cells(run_small: CommandLine) -> None:
+    before = (run_small.folder / "results/small" / RECORDS).read_text()
+    result = run_small(*SMALL_SWEEP, "--mechanisms", "mlla", "--resume")
+    assert result.code == 0, result.err
+    after = (run_small.folder / "results/small" / RECORDS).read_text()
+    assert after.startswith(before)
+    assert after.count("\n") == 3
+    assert "3 cells planned, 3 recorded, 3 measured" in result.out
+
+
+def test_a_torn_line_is_reported_and_dropped_by_resume(run_small: CommandLine) -> None:
+    records = run_small.folder / "results/small" / RECORDS
+    records.write_bytes(records.read_bytes()[:-30])
+    result = run_small("report", "results/small")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "torn" in result.err
+    assert "--resume" in result.err
+    resumed = run_small(*SMALL_SWEEP, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert "dropped a torn last line" in resumed.out
+    assert run_small("report", "results/small").code == 0
+
+
+@pytest.mark.parametrize("file", [MANIFEST, RECORDS])
+def test_another_schema_version_is_named(run_small: CommandLine, file: str) -> None:
+    path = run_small.folder / "results/small" / file
+    path.write_text(
+        path.read_text()
+        .replace('"schema_version":1', '"schema_version":99')
+        .replace('"schema_version": 1', '"schema_version": 99')
+    )
+    for words in (["report", "results/small"], [*SMALL_SWEEP, "--resume"]):
+        result = run_small(*words)
+        assert (result.code, result.err.count("\n")) == (2, 1)
+        assert "schema version 99" in result.err
+        assert file in result.err
+
+
+def test_report_renders_again_the_same(run_small: CommandLine) -> None:
+    table = run_small.folder / "reports/small/table.md"
+    before = table.read_text()
+    table.unlink()
+    result = run_small("report", "results/small")
+    assert result.code == 0, result.err
+    assert table.read_text() == before
+    assert (run_small.folder / "reports/small/latency_vs_resolution.png").stat().st_size > 10_000
+
+
+def test_dry_run_writes_nothing(run: CommandLine) -> None:
+    result = run("sweep", "--res", "224..9216", "--device", "cpu", "--dry-run", "--out", "results/x")
+    assert result.code == 0, result.err
+    assert "108 cells planned" in result.out
+    assert "infsa/infsa-linear.reference/4L-64H/r9216/b1/fp32/infer/eager/p0" in result.out
+    assert not list(run.folder.iterdir())
+
+
+def test_list_names_every_mechanism_with_counts_and_departures(run: CommandLine) -> None:
+    result = run("list")
+    assert result.code == 0
+    for expected in ("57,650,152", "330,566,632", "57,650,156", "330,566,656", "53,451,756", "305,376,256", "330.6"):
+        assert expected in result.out
+    assert "infsa-pure: Pure-InfSA" in result.out
+    assert "departure: the N x N matrix is written to memory" in " ".join(result.out.split())
+
+
+def test_help_and_version(run: CommandLine) -> None:
+    assert run("--version").out.startswith("infsa-bench ")
+    assert "sweep" in run("--help").out
+    assert "--time-budget" in run("sweep", "--help").out

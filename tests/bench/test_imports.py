@@ -1,0 +1,28 @@
+"""The parent and the reports need no torch: neither for speed nor on a laptop."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+WITHOUT_TORCH = [
+    "infsa_bench",
+    "infsa_bench.cli",
+    "infsa_bench.commands.sweep",
+    "infsa_bench.commands.report",
+    "infsa_bench.commands.list",
+    "infsa_bench.sweep",
+    "infsa_bench.execute.launcher",
+    "infsa_bench.report.figures",
+    "infsa_models.registry",
+    "infsa_models.cost",
+]
+
+
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_a_fresh_interpreter_imports_no_torch(module: str) -> None:
+    program = f"import sys, {module}; print([name for name in ('torch', 'timm', 'pynvml') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

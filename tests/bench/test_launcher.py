@@ -1,0 +1,191 @@
+"""The launcher against a fake worker: a real process, real pipes, real signals; only torch is left out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_worker import MEASUREMENT
+
+from infsa_bench.errors import SpecError, SweepStoppedError
+from infsa_bench.execute import launcher as launcher_module
+from infsa_bench.execute.launcher import MAX_ATTEMPTS, CaseRun, Launcher
+from infsa_bench.record import Failure
+from infsa_bench.spec import PROTOCOLS, Case
+
+FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
+
+
+def fake_command(device: str, message_fd: int, parent_pid: int) -> list[str]:
+    return [sys.executable, str(FAKE_WORKER), device, str(message_fd), str(parent_pid)]
+
+
+def make_case(**options: str) -> Case:
+    return Case(
+        mechanism="softmax",
+        implementation="reference",
+        config="4L-64H",
+        resolution=224,
+        batch_size=1,
+        precision="fp32",
+        phase="infer",
+        execution="eager",
+        options=tuple(options.items()),
+    )
+
+
+@pytest.fixture
+def launcher() -> Iterator[Launcher]:
+    with Launcher("cpu", fake_command) as launcher:
+        yield launcher
+
+
+def run(launcher: Launcher, timeout_seconds: float = 30.0, **options: str) -> CaseRun:
+    return launcher.run(make_case(**options), PROTOCOLS["quick"], timeout_seconds=timeout_seconds, limit_seconds=None)
+
+
+def pid(launcher: Launcher) -> int:
+    outcome = run(launcher, behave="pid").outcome
+    assert isinstance(outcome, Failure)
+    return int(outcome.message)
+
+
+def is_alive(process_id: int) -> bool:
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until_gone(process_id: int, seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while is_alive(process_id) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not is_alive(process_id)
+
+
+def test_a_measurement_comes_back_and_the_worker_is_used_again(launcher: Launcher) -> None:
+    first = pid(launcher)
+    assert run(launcher) == CaseRun(outcome=MEASUREMENT, attempts=())
+    assert pid(launcher) == first
+
+
+def test_a_worker_that_prints_a_lot_does_not_disturb_the_messages(launcher: Launcher) -> None:
+    assert run(launcher, behave="print").outcome == MEASUREMENT
+
+
+def test_a_failure_is_reported_and_the_worker_replaced(launcher: Launcher) -> None:
+    first = pid(launcher)
+    outcome = run(launcher, behave="oom").outcome
+    assert isinstance(outcome, Failure)
+    assert (outcome.kind, outcome.stage, outcome.requested_bytes) == ("oom", "build", 7)
+    assert wait_until_gone(first)
+    assert pid(launcher) != first
+
+
+@pytest.mark.parametrize(
+    ("behave", "kind", "in_message", "exit_code"),
+    [
+        ("sigsegv", "crash", "SIGSEGV", -signal.SIGSEGV),
+        ("exit", "crash", "the last words", 3),
+        ("garbage", "crash", "unreadable message", None),
+        ("half", "crash", "exit code 0", 0),
+    ],
+)
+def test_a_worker_that_breaks_costs_one_case(
+    launcher: Launcher, behave: str, kind: str, in_message: str, exit_code: int | None
+) -> None:
+    ended = run(launcher, behave=behave)
+    assert isinstance(ended.outcome, Failure)
+    assert (ended.outcome.kind, ended.outcome.stage, ended.attempts) == (kind, "build", ())
+    assert in_message in ended.outcome.message
+    assert exit_code is None or ended.outcome.exit_code == exit_code
+    assert run(launcher).outcome == MEASUREMENT
+
+
+def test_a_killed_worker_is_tried_again_and_then_given_up(launcher: Launcher) -> None:
+    ended = run(launcher, behave="sigkill")
+    assert isinstance(ended.outcome, Failure)
+    assert (ended.outcome.kind, ended.outcome.exit_code) == ("killed", -signal.SIGKILL)
+    assert [attempt.stage for attempt in ended.attempts] == ["build"] * (MAX_ATTEMPTS - 1)
+    assert run(launcher).outcome == MEASUREMENT
+
+
+def test_a_case_that_is_killed_twice_is_measured_at_the_third_try(launcher: Launcher, tmp_path: Path) -> None:
+    ended = run(launcher, behave="sigkill-twice", file=str(tmp_path / "deaths"))
+    assert ended.outcome == MEASUREMENT
+    assert len(ended.attempts) == 2
+
+
+def test_a_worker_killed_between_cases_is_replaced(launcher: Launcher) -> None:
+    first = pid(launcher)
+    os.kill(first, signal.SIGKILL)
+    assert wait_until_gone(first)
+    ended = run(launcher)
+    assert ended.outcome == MEASUREMENT
+    assert len(ended.attempts) == 1
+
+
+@pytest.mark.parametrize("behave", ["hang", "hang-on"])
+def test_a_hanging_worker_times_out_and_is_gone(launcher: Launcher, behave: str) -> None:
+    first = pid(launcher)
+    outcome = run(launcher, timeout_seconds=0.5, behave=behave).outcome
+    assert isinstance(outcome, Failure)
+    assert (outcome.kind, outcome.stage) == ("timeout", "build")
+    assert wait_until_gone(first)
+    assert run(launcher).outcome == MEASUREMENT
+
+
+def test_closing_ends_the_worker() -> None:
+    with Launcher("cpu", fake_command) as launcher:
+        worker = pid(launcher)
+    assert wait_until_gone(worker)
+
+
+def test_a_worker_that_does_not_start_stops_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(device: str, message_fd: int, parent_pid: int) -> list[str]:
+        return [sys.executable, "-c", "raise SystemExit('no such thing')"]
+
+    with pytest.raises(SweepStoppedError, match="no such thing"):
+        Launcher("cpu", broken)
+
+    def silent(device: str, message_fd: int, parent_pid: int) -> list[str]:
+        return [sys.executable, "-c", "import time; time.sleep(60)"]
+
+    monkeypatch.setattr(launcher_module, "START_SECONDS", 0.5)
+    with pytest.raises(SweepStoppedError, match="no answer"):
+        Launcher("cpu", silent)
+
+
+def test_the_real_worker_refuses_a_device_that_is_not_there() -> None:
+    with pytest.raises(SpecError, match="cuda:99"):
+        Launcher("cuda:99")
+
+
+def test_the_real_worker_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    """In the middle of a long case: no end of file on a pipe is read then, so the kernel must do it."""
+    script = """
+import os, sys
+from infsa_bench.execute.launcher import Launcher
+from infsa_bench.spec import PROTOCOLS, Case
+launcher = Launcher("cpu")
+print(launcher._worker._process.pid, flush=True)
+case = Case(mechanism="softmax", implementation="reference", config="4L-64H", resolution=32, batch_size=1,
+            precision="fp32", phase="infer", execution="eager")
+protocol = PROTOCOLS["paper"].with_counts(warmup=0, iterations=10**9)
+launcher.run(case, protocol, timeout_seconds=600, limit_seconds=None)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    time.sleep(1.0)
+    assert is_alive(worker)
+    parent.kill()
+    parent.wait()
+    assert wait_until_gone(worker)

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from sample_records import make_case, make_measurement
+
+from infsa_bench.analyze import predict
+from infsa_bench.analyze.predict import MAX_GROWTH, UNKNOWN_BUILD_SECONDS, Prediction, Predictor
+from infsa_bench.record import Measurement
+from infsa_bench.spec import Case, Protocol
+from infsa_models.cost import Cost, vit_cost
+
+RATES = {"fp32": 1000.0, "bf16": 4000.0}
+PROTOCOL = Protocol(name="two", warmup_iterations=1, timed_iterations=1, min_timed_iterations=1)
+"""Two iterations a case, whatever they take."""
+
+TOKENS = {224: 197, 384: 577, 512: 1025, 9216: 331_777}
+
+
+def one_second_a_token(case: Case) -> Cost | None:
+    """A made-up cost: at 1000 FLOP/s an iteration takes as many seconds as there are tokens."""
+    if ":" in case.mechanism:
+        return None
+    return Cost(
+        parameters=1,
+        base_parameters=1,
+        model_bytes=4000,
+        matmul_flops=1000 * case.tokens,
+        peak_activation_bytes=7 * case.tokens,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _made_up_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "_cost", one_second_a_token)
+
+
+@pytest.fixture
+def predictor() -> Predictor:
+    return Predictor(RATES)
+
+
+def took(seconds: float, build_seconds: float = 0.5) -> Measurement:
+    return make_measurement([seconds / 2, seconds, seconds * 10], build_seconds=build_seconds)
+
+
+def seconds_of(predictor: Predictor, case: Case) -> float:
+    return predictor.predict(case, PROTOCOL).seconds
+
+
+def test_without_experience_the_rate_of_the_product_counts(predictor: Predictor) -> None:
+    prediction = predictor.predict(make_case(), PROTOCOL)
+    assert prediction == Prediction(seconds=UNKNOWN_BUILD_SECONDS + 2 * 197, peak_bytes=4000 + 7 * 197)
+
+
+@pytest.mark.parametrize(
+    ("precision", "rate"), [("fp32", 1000), ("bf16", 4000), ("amp-bf16", 4000), ("fp16", 1000), ("amp-fp16", 1000)]
+)
+def test_rates_go_by_precision_and_fall_back_to_float32(predictor: Predictor, precision: str, rate: int) -> None:
+    case = make_case(precision=precision)
+    assert seconds_of(predictor, case) == pytest.approx(UNKNOWN_BUILD_SECONDS + 2 * 197_000 / rate)
+
+
+def test_limits_of_the_protocol_count(predictor: Predictor) -> None:
+    protocol = Protocol(
+        name="limited",
+        warmup_iterations=5,
+        warmup_seconds=300.0,
+        timed_iterations=100,
+        min_timed_iterations=3,
+        timed_seconds=1000.0,
+    )
+    # 197 s an iteration: two of them pass the 300 s of the warm-up, six the 1000 s of the timing.
+    assert predictor.predict(make_case(), protocol).seconds == UNKNOWN_BUILD_SECONDS + (2 + 6) * 197
+
+
+@pytest.mark.parametrize("resolution", [224, 384, 512, 9216])
+def test_own_experience_at_one_resolution_rescales_all(predictor: Predictor, resolution: int) -> None:
+    predictor.observe(make_case(resolution=384), took(3 * 577))
+    case = make_case(resolution=resolution)
+    assert seconds_of(predictor, case) == pytest.approx(0.5 + 2 * 3 * TOKENS[resolution])
+
+
+def test_own_experience_at_two_resolutions_grows_as_a_power(predictor: Predictor) -> None:
+    predictor.observe(make_case(resolution=224), took(2 * 197))
+    # Twice as slow as computed at 197 tokens, and as much slower again as tokens^0.5 at 577.
+    ratio = 2 * (577 / 197) ** 0.5
+    predictor.observe(make_case(resolution=384), took(ratio * 577, build_seconds=0.25))
+    expected_ratio = 2 * (1025 / 197) ** 0.5
+    case = make_case(resolution=512)
+    assert seconds_of(predictor, case) == pytest.approx(0.5 + 2 * expected_ratio * 1025)
+    # Back inside what is known, the experience there counts.
+    assert seconds_of(predictor, make_case(resolution=384)) == pytest.approx(0.5 + 2 * ratio * 577)
+    assert seconds_of(predictor, make_case(resolution=224)) == pytest.approx(0.5 + 2 * 2 * 197)
+
+
+def test_growth_is_clipped(predictor: Predictor) -> None:
+    predictor.observe(make_case(resolution=224), took(1 * 197))
+    predictor.observe(make_case(resolution=384), took(9 * 577))
+    case = make_case(resolution=9216)
+    assert seconds_of(predictor, case) == pytest.approx(0.5 + 2 * 9 * MAX_GROWTH * 331_777)
+
+
+def test_falling_ratios_do_not_go_on_falling(predictor: Predictor) -> None:
+    predictor.observe(make_case(resolution=224), took(9 * 197))
+    predictor.observe(make_case(resolution=384), took(3 * 577))
+    assert seconds_of(predictor, make_case(resolution=512)) == pytest.approx(0.5 + 2 * 3 * 1025)
+
+
+def test_below_all_experience_the_smallest_counts(predictor: Predictor) -> None:
+    predictor.observe(make_case(resolution=512), took(5 * 1025))
+    predictor.observe(make_case(resolution=384), took(3 * 577))
+    assert seconds_of(predictor, make_case(resolution=224)) == pytest.approx(0.5 + 2 * 3 * 197)
+
+
+def test_a_case_measured_again_replaces_what_was_known(predictor: Predictor) -> None:
+    predictor.observe(make_case(), took(100 * 197))
+    predictor.observe(make_case(replicate=1, seed=3), took(2 * 197))
+    assert seconds_of(predictor, make_case(resolution=512)) == pytest.approx(0.5 + 2 * 2 * 1025)
+
+
+def test_a_mechanism_without_experience_takes_the_median_of_the_others(predictor: Predictor) -> None:
+    for mechanism, ratio, build_seconds in (("softmax", 2.0, 0.1), ("agent", 3.0, 0.7), ("mlla", 50.0, 0.2)):
+        case = make_case(mechanism=mechanism)
+        predictor.observe(case, took(ratio * case.tokens, build_seconds))
+    assert seconds_of(predictor, make_case(mechanism="soft")) == pytest.approx(0.7 + 2 * 3 * 197)
+
+
+def test_others_count_at_the_nearest_resolution(predictor: Predictor) -> None:
+    predictor.observe(make_case(resolution=224), took(2 * 197))
+    predictor.observe(make_case(resolution=512), took(6 * 1025))
+    assert seconds_of(predictor, make_case(mechanism="soft", resolution=9216)) == pytest.approx(0.5 + 2 * 6 * 331_777)
+    assert seconds_of(predictor, make_case(mechanism="soft", resolution=224)) == pytest.approx(0.5 + 2 * 2 * 197)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"phase": "train"},
+        {"config": "24L-16H"},
+        {"execution": "compile"},
+        {"batch_size": 2},
+        {"implementation": "fast"},
+        {"options": (("rho", "0.5"),)},
+    ],
+    ids=str,
+)
+def test_own_experience_is_that_of_the_same_cell_at_other_resolutions(
+    predictor: Predictor, changes: dict[str, object]
+) -> None:
+    predictor.observe(make_case(), took(2 * 197))
+    predictor.observe(make_case(**changes), took(4 * 197))
+    assert seconds_of(predictor, make_case(resolution=512)) == pytest.approx(0.5 + 2 * 2 * 1025)
+    assert seconds_of(predictor, make_case(resolution=512, **changes)) == pytest.approx(0.5 + 2 * 4 * 1025)
+
+
+@pytest.mark.parametrize(("phase", "factor"), [("infer", 1), ("train", 3)])
+def test_an_unknown_mechanism_counts_as_its_host(predictor: Predictor, phase: str, factor: int) -> None:
+    case = make_case(mechanism="some.package:Mixer", phase=phase, batch_size=2)
+    host_flops = 24 * 4 * 2 * 197 * 1024**2 * factor
+    prediction = predictor.predict(case, PROTOCOL)
+    assert prediction.seconds == pytest.approx(UNKNOWN_BUILD_SECONDS + 2 * host_flops / 1000)
+    assert prediction.peak_bytes is None
+    predictor.observe(case, took(0.5 * host_flops / 1000))
+    assert seconds_of(predictor, case) == pytest.approx(0.5 + 2 * 0.5 * host_flops / 1000)
+
+
+def test_real_formulas_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    case = make_case(mechanism="infsa-linear", resolution=1024, precision="bf16")
+    cost = vit_cost(
+        "infsa-linear", "4L-64H", 1024, implementation="reference", batch_size=1, phase="infer", precision="bf16"
+    )
+    prediction = Predictor({"fp32": 1e9, "bf16": 1e10}).predict(case, PROTOCOL)
+    assert prediction.seconds == pytest.approx(UNKNOWN_BUILD_SECONDS + 2 * cost.matmul_flops / 1e10)
+    assert prediction.peak_bytes == cost.model_bytes + cost.peak_activation_bytes
+    unknown = replace(case, mechanism="some.package:Mixer")
+    assert Predictor({"fp32": 1e9}).predict(unknown, PROTOCOL).peak_bytes is None

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infsa_bench.report.units import (
+    format_bytes,
+    format_duration,
+    format_interval_seconds,
+    format_seconds,
+    significant,
+)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 us"),
+        (1.5e-9, "0.00150 us"),
+        (12.34e-6, "12.3 us"),
+        (1e-3, "1.00 ms"),
+        (0.0123, "12.3 ms"),
+        (0.1234, "123 ms"),
+        (0.9994, "999 ms"),
+        (1.0, "1.00 s"),
+        (59.7, "59.7 s"),
+        (75.24, "75.2 s"),
+        (1234.5, "1234 s"),
+    ],
+)
+def test_seconds(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (999.6e-6, "1.00 ms"),
+        (0.9996, "1.00 s"),
+        (0.9999, "1.00 s"),
+        (9.996, "10.0 s"),
+        (0.09996, "100 ms"),
+    ],
+)
+def test_seconds_that_round_up_to_the_next_digit(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (0.0121, 0.0129, "12.1 .. 12.9 ms"),
+        (0.9, 1.1, "0.900 .. 1.10 s"),
+        (0, 2e-6, "0 .. 2.00 us"),
+        (0.0005, 0.0123, "0.500 .. 12.3 ms"),
+    ],
+)
+def test_an_interval_has_one_unit(low: float, high: float, text: str) -> None:
+    assert format_interval_seconds(low, high) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (0.4, "0 s"),
+        (5, "5 s"),
+        (59.4, "59 s"),
+        (59.7, "1 min 00 s"),
+        (60, "1 min 00 s"),
+        (245, "4 min 05 s"),
+        (3599.4, "59 min 59 s"),
+        (3599.6, "1 h 00 min"),
+        (7199, "2 h 00 min"),
+        (7800, "2 h 10 min"),
+        (360_000, "100 h 00 min"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1, "1 B"),
+        (1023, "1023 B"),
+        (1024, "1.00 KiB"),
+        (1000 * 2**10, "1000 KiB"),
+        (2**20, "1.00 MiB"),
+        (1.5 * 2**30, "1.50 GiB"),
+        (141 * 2**30, "141 GiB"),
+        (2**40, "1.00 TiB"),
+        (2**50, "1024 TiB"),
+    ],
+)
+def test_bytes(count: float, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.0, "0"),
+        (1, "1.00"),
+        (0.012345, "0.0123"),
+        (12.345, "12.3"),
+        (99.94, "99.9"),
+        (123.4, "123"),
+        (98765.4, "98765"),
+        (1e9, "1000000000"),
+        (-1.5, "-1.50"),
+    ],
+)
+def test_significant(value: float, text: str) -> None:
+    assert significant(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.9999, "1.00"), (9.996, "10.0"), (99.96, "100"), (0.09996, "0.100")])
+def test_three_digits_stay_three_where_rounding_carries(value: float, text: str) -> None:
+    assert significant(value) == text
+
+
+@given(st.floats(min_value=1e-12, max_value=1e15))
+def test_significant_is_close_and_never_scientific(value: float) -> None:
+    text = significant(value)
+    assert "e" not in text
+    assert float(text) == pytest.approx(value, rel=5.01e-3)

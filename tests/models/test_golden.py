@@ -1,0 +1,460 @@
+"""Every golden file (inputs, weights and outputs of the official code) against our ``reference``.
+
+A file holds ``meta`` (JSON: mechanism, hyper-parameters, grid, tolerances), ``in_*``, ``w_<official parameter name>``,
+``out`` and ``mid_*`` (intermediate results). Each runs in float64 and in float32 under its own tolerance; every array
+of a file is either used or checked. A file or an array that this test does not know is a failure, never a skip.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import performer_pytorch.performer_pytorch as performer_package
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from infsa_models import spectral
+from infsa_models.mechanisms.agent import AgentAttention
+from infsa_models.mechanisms.flatten import FlattenAttention
+from infsa_models.mechanisms.infsa_linear import LinearInfsaAttention, linear_infsa, linear_infsa_scores
+from infsa_models.mechanisms.infsa_pure import PureInfsaAttention, pure_infsa, pure_infsa_scores
+from infsa_models.mechanisms.linformer import LinformerAttention
+from infsa_models.mechanisms.mlla import MllaAttention, MllaCore, RotaryTable, tokens_to_image
+from infsa_models.mechanisms.performer import Float32FastAttention, PerformerAttention
+from infsa_models.mechanisms.soft import DIAGONAL, SoftAttention, gaussian_kernel, newton_inverse
+from infsa_models.mechanisms.softmax import SoftmaxAttention
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+# Projection matrices of Performer are inputs of a golden file; in our modules they are a buffer.
+RENAMED_WEIGHTS = {"in_projection": "fast_attention.projection_matrix"}
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One file in one dtype."""
+
+    meta: Mapping[str, Any]
+    arrays: Mapping[str, Tensor]
+    dtype: torch.dtype
+
+    @property
+    def hyper(self) -> Mapping[str, Any]:
+        return self.meta["hyper"]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.arrays[name]
+
+    def weights(self, without: tuple[str, ...] = ()) -> dict[str, Tensor]:
+        named = {name[2:]: array for name, array in self.arrays.items() if name.startswith("w_")}
+        renamed = {new: self.arrays[old] for old, new in RENAMED_WEIGHTS.items() if old in self.arrays}
+        return {name: array for name, array in {**named, **renamed}.items() if name not in without}
+
+    def load_into(self, module: nn.Module, without: tuple[str, ...] = ()) -> None:
+        module.load_state_dict(self.weights(without), strict=True)
+
+    def tokens_grid(self) -> dict[str, Any]:
+        """The grid and class token of the file; a row of tokens where the official layer knows no grid."""
+        if self.meta["grid"] is None:
+            return {"grid": (1, self["in_x"].shape[1]), "class_token": False}
+        return {"grid": tuple(self.meta["grid"]), "class_token": self.meta["has_cls"]}
+
+    def options(self, **ours_to_theirs: str) -> dict[str, Any]:
+        return {ours: self.hyper[theirs] for ours, theirs in ours_to_theirs.items()}
+
+
+Results = dict[str, Tensor]
+Runner = Callable[[Golden], Results]
+RUNNERS: dict[tuple[str, str], Runner] = {}
+
+
+def runs(mechanism: str, level: str) -> Callable[[Runner], Runner]:
+    def register(runner: Runner) -> Runner:
+        RUNNERS[mechanism, level] = runner
+        return runner
+
+    return register
+
+
+def load(path: Path, dtype_name: str) -> Golden:
+    with np.load(path) as stored:
+        meta = json.loads(str(stored["meta"]))
+        # in_A and the like are exact in float32 or rounded once; the tolerances allow for it.
+        arrays = {name: torch.from_numpy(stored[name]).to(DTYPES[dtype_name]) for name in stored if name != "meta"}
+    return Golden(meta, arrays, DTYPES[dtype_name])
+
+
+def compute(golden: Golden) -> Results:
+    """Run our code on a golden file; return what it must equal, by the name of the array."""
+    key = golden.meta["mechanism"], golden.hyper.get("level", "module")
+    if key not in RUNNERS:
+        raise KeyError(f"no way to run a golden file of mechanism and level {key}")
+    with torch.no_grad():
+        return RUNNERS[key](golden)
+
+
+def excess(golden: Golden, results: Results) -> dict[str, float]:
+    """Return, by array, the largest error as a multiple of what the file tolerates."""
+    expected = {name for name in golden.arrays if name == "out" or name.startswith("mid_")}
+    assert set(results) == expected, f"checked {sorted(results)}, the file has {sorted(expected)}"
+    tolerance = golden.meta["tolerance"][str(golden.dtype).removeprefix("torch.")]
+    ratios = {}
+    for name, ours in results.items():
+        theirs = golden[name]
+        assert ours.shape == theirs.shape, name
+        assert ours.dtype == golden.dtype, name
+        allowed = tolerance["atol"] + tolerance["rtol"] * theirs.abs()
+        # NaN must not pass: max() of a tensor with NaN is NaN, which is not <= 1.
+        ratios[name] = ((ours - theirs).abs() / allowed).max().item()
+    return ratios
+
+
+def check(golden: Golden) -> None:
+    ratios = excess(golden, compute(golden))
+    assert all(ratio <= 1 for ratio in ratios.values()), ratios
+
+
+# Capturing what a module computes on the way, without giving the module an interface for it.
+
+
+class SoftmaxRecorder(TorchFunctionMode):
+    """Keeps the results of all softmax calls, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.results: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.Tensor.softmax:
+            self.results.append(result)
+        return result
+
+
+@contextmanager
+def recorded_outputs(module: nn.Module) -> Iterator[list[Tensor]]:
+    outputs: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    yield outputs
+    handle.remove()
+
+
+@contextmanager
+def recorded_calls(owner: Any, name: str) -> Iterator[list[Tensor]]:
+    """Record the results of the function ``owner.name``."""
+    outputs: list[Tensor] = []
+    original = getattr(owner, name)
+
+    def recording(*args: Any, **kwargs: Any) -> Any:
+        outputs.append(original(*args, **kwargs))
+        return outputs[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, recording)
+        yield outputs
+
+
+def only_stored(golden: Golden, results: Results) -> Results:
+    """Leave out the intermediate results that this file does not hold (the DERIVED files hold fewer)."""
+    return {name: value for name, value in results.items() if name in golden.arrays}
+
+
+@runs("softmax", "module")
+def run_softmax(golden: Golden) -> Results:
+    module = SoftmaxAttention(
+        **golden.options(embed_dim="dim", num_heads="num_heads"), **golden.tokens_grid(), dtype=golden.dtype
+    )
+    golden.load_into(module)
+    with SoftmaxRecorder() as softmax:
+        out = module(golden["in_x"])
+    return {"out": out, "mid_attn_b0h0": softmax.results[0][0, 0]}
+
+
+@runs("linformer", "module")
+def run_linformer(golden: Golden) -> Results:
+    options = golden.options(
+        embed_dim="dim", num_heads="heads", k="k", share_kv="share_kv", one_kv_head="one_kv_head", seq_len="seq_len"
+    )
+    module = LinformerAttention(**options, **golden.tokens_grid(), dtype=golden.dtype)
+    golden.load_into(module)
+    with SoftmaxRecorder() as softmax:
+        out = module(golden["in_x"])
+    return {"out": out, "mid_attn_b0h0": softmax.results[0][0, 0]}
+
+
+@runs("performer", "module")
+def run_performer(golden: Golden) -> Results:
+    options = golden.options(embed_dim="dim", num_heads="heads", nb_features="nb_features", qkv_bias="qkv_bias")
+    module = PerformerAttention(**options, **golden.tokens_grid(), dtype=golden.dtype)
+    golden.load_into(module)
+    return {"out": module(golden["in_x"])}
+
+
+@runs("performer", "core")
+def run_performer_core(golden: Golden) -> Results:
+    generalized = golden.hyper["generalized_attention"]
+    core = Float32FastAttention(
+        golden.hyper["dim_heads"], golden.hyper["nb_features"], generalized_attention=generalized
+    )
+    core.to(golden.dtype).load_state_dict({"projection_matrix": golden["in_projection"]})
+    with recorded_calls(performer_package, "generalized_kernel" if generalized else "softmax_kernel") as features:
+        out = core(golden["in_q"], golden["in_k"], golden["in_v"])
+    return {"out": out, "mid_phi_q_b0h0": features[0][0, 0], "mid_phi_k_b0h0": features[1][0, 0]}
+
+
+@runs("soft", "module")
+def run_soft(golden: Golden) -> Results:
+    options = golden.options(
+        embed_dim="dim", num_heads="num_heads", ratio="ratio", conv_size="conv_size", newton_steps="max_iter"
+    )
+    module = SoftAttention(**options, **golden.tokens_grid(), dtype=golden.dtype)
+    golden.load_into(module)
+    with recorded_calls(module.attn, "landmarks") as landmarks, recorded_outputs(module.attn) as mixed:
+        out = module(golden["in_x"])
+    results = {"out": out, "mid_landmarks_b0h0": landmarks[0][0, 0], "mid_premerge_b0h0": mixed[0][0, 0]}
+    return only_stored(golden, results)
+
+
+@runs("flatten", "module")
+def run_flatten(golden: Golden) -> Results:
+    options = golden.options(
+        embed_dim="dim", num_heads="num_heads", focusing_factor="focusing_factor", kernel_size="kernel_size"
+    )
+    fused = "w_qkv.weight" in golden.arrays
+    module = FlattenAttention(**options, **golden.tokens_grid(), fused_qkv=fused, dtype=golden.dtype)
+    golden.load_into(module)
+    with recorded_outputs(module.dwc) as convolved:
+        out = module(golden["in_x"])
+    return only_stored(golden, {"out": out, "mid_dwc_b0h0": convolved[0][0].flatten(1)})
+
+
+@runs("agent", "module")
+def run_agent(golden: Golden) -> Results:
+    options = golden.options(embed_dim="dim", num_heads="num_heads", agent_num="agent_num")
+    module = AgentAttention(**options, **golden.tokens_grid(), dtype=golden.dtype)
+    golden.load_into(module)
+    with SoftmaxRecorder() as softmax, recorded_outputs(module.pool) as agents:
+        out = module(golden["in_x"])
+    return {
+        "out": out,
+        "mid_agent_attn_b0h0": softmax.results[0][0, 0],
+        "mid_q_attn_b0h0": softmax.results[1][0, 0],
+        "mid_agent_tokens_b0": agents[0][0],
+    }
+
+
+@runs("mlla", "rope")
+def run_rope(golden: Golden) -> Results:
+    table = RotaryTable(tuple(golden.meta["grid"]), golden.hyper["dim"], dtype=golden.dtype)
+    return {"out": table(golden["in_x"]), "mid_rotations": table.rotations}
+
+
+@runs("mlla", "attention")
+def run_mlla_core(golden: Golden) -> Results:
+    core = MllaCore(
+        **golden.options(embed_dim="dim", num_heads="num_heads"), **golden.tokens_grid(), dtype=golden.dtype
+    )
+    golden.load_into(core)
+    with recorded_outputs(core.rope) as rotated, recorded_outputs(core.lepe) as local:
+        out = core(golden["in_x"])
+    results = {"out": out, "mid_lepe_b0": local[0][0, :4], "mid_q_rope_b0_ch0_7": rotated[0][0, :, :, :8]}
+    return only_stored(golden, results)
+
+
+class MllaBlock(nn.Module):
+    """The official block around our mixer: two positional convolutions, two layer norms and an MLP."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, grid: tuple[int, int], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.grid = grid
+        self.cpe1 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, dtype=dtype)
+        self.norm1 = nn.LayerNorm(dim, dtype=dtype)
+        self.mixer = MllaAttention(dim, num_heads, grid=grid, class_token=False, dtype=dtype)
+        self.cpe2 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, dtype=dtype)
+        self.norm2 = nn.LayerNorm(dim, dtype=dtype)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("fc1", nn.Linear(dim, int(dim * mlp_ratio), dtype=dtype))
+        self.mlp.add_module("act", nn.GELU())
+        self.mlp.add_module("fc2", nn.Linear(int(dim * mlp_ratio), dim, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.cpe1(tokens_to_image(x, self.grid)).flatten(2).transpose(1, 2)
+        x = x + self.mixer(self.norm1(x))
+        x = x + self.cpe2(tokens_to_image(x, self.grid)).flatten(2).transpose(1, 2)
+        return x + self.mlp(self.norm2(x))
+
+
+@runs("mlla", "block")
+def run_mlla_block(golden: Golden) -> Results:
+    block = MllaBlock(
+        **golden.options(dim="dim", num_heads="num_heads", mlp_ratio="mlp_ratio"),
+        grid=tuple(golden.meta["grid"]),
+        dtype=golden.dtype,
+    )
+    # The official block holds the mixer's parts directly, not in a module of their own.
+    ours = ("cpe1.", "norm1.", "cpe2.", "norm2.", "mlp.")
+    weights = golden.weights().items()
+    block.load_state_dict({name if name.startswith(ours) else f"mixer.{name}": array for name, array in weights})
+    core = block.mixer.attn
+    with recorded_outputs(core.rope) as rotated, recorded_outputs(core.lepe) as local:
+        out = block(golden["in_x"])
+    return {"out": out, "mid_lepe_b0": local[0][0, :4], "mid_q_rope_b0_ch0_7": rotated[0][0, :, :, :8]}
+
+
+@runs("infsa_pure", "core")
+def run_pure_core(golden: Golden) -> Results:
+    query, key, value = golden["in_q"], golden["in_k"], golden["in_v"]
+    rho = query.new_tensor(golden.hyper["rho"])
+    matrix, remainder = pure_infsa_scores(query, key)
+    return {"out": pure_infsa(query, key, value, rho), "mid_scores_b0h0": (rho * matrix * remainder)[0, 0]}
+
+
+@runs("infsa_pure", "module")
+def run_pure(golden: Golden) -> Results:
+    module = PureInfsaAttention(
+        **golden.options(embed_dim="dim", num_heads="heads"), **golden.tokens_grid(), dtype=golden.dtype
+    )
+    golden.load_into(module)
+    return {"out": module(golden["in_x"])}
+
+
+@runs("infsa_linear", "core")
+def run_linear_core(golden: Golden) -> Results:
+    query, key, value = golden["in_q"], golden["in_k"], golden["in_v"]
+    rho = query.new_tensor(golden.hyper["rho"])
+    out = linear_infsa(query, key, value, rho)
+    # The file holds token 0 only: all tokens are equal, which is checked here.
+    assert torch.equal(out, out[:, :, :1].expand_as(out))
+    return {"out": out[:, :, :1], "mid_scores": rho * linear_infsa_scores(query, key)}
+
+
+@runs("infsa_linear", "module")
+def run_linear(golden: Golden) -> Results:
+    tied = golden.hyper["tied_qk"]
+    module = LinearInfsaAttention(
+        **golden.options(embed_dim="dim", num_heads="heads"), **golden.tokens_grid(), tie_qk=tied, dtype=golden.dtype
+    )
+    if tied:
+        # The official module has no tied form: its file holds the same projection twice.
+        for part in ("weight", "bias"):
+            assert torch.equal(golden[f"w_q_proj.{part}"], golden[f"w_k_proj.{part}"])
+    golden.load_into(module, without=("k_proj.weight", "k_proj.bias") if tied else ())
+    return {"out": module(golden["in_x"])}
+
+
+@runs("infsa_pure", "neumann")
+def run_neumann(golden: Golden) -> Results:
+    operators, features, gamma = golden["in_A"], golden["in_X0"], golden.hyper["gamma"]
+    first = operators[0]
+    return {
+        "out": spectral.neumann_partial_sum(operators, features, gamma),
+        "mid_term_norms": torch.linalg.matrix_norm(spectral.neumann_terms(operators, features, gamma)),
+        "mid_S_fixed_A1": spectral.neumann_partial_sum([first] * golden.hyper["L"], features, gamma),
+        "mid_S_inf_A1": spectral.neumann_limit(first, features, gamma),
+        "mid_fundamental_frob": spectral.fundamental_matrix(first, gamma),
+        "mid_fundamental_rowstoch": spectral.fundamental_matrix(spectral.row_normalize(first), gamma),
+        "mid_spectral_radius_A1": spectral.perron_right(first).eigenvalue,
+        "mid_max_rowsum_gammaA1": (gamma * first).sum(dim=-1).amax(),
+    }
+
+
+@runs("infsa_linear", "perron")
+def run_perron(golden: Golden) -> Results:
+    query, key = golden["in_q"], golden["in_k"]
+    affinity = torch.relu(query @ key.transpose(-2, -1) / golden.hyper["head_dim"])[0]
+    weights = linear_infsa_scores(query, key).squeeze(-1)
+    right = spectral.perron_right(affinity, golden.hyper["iters"])
+    left = spectral.perron_left(affinity, golden.hyper["iters"])
+    # The stored residual is rounding error, different in every dtype and library: both are bounded, not compared.
+    rounding = 20 * torch.finfo(golden.dtype).eps
+    assert (right.residual <= rounding).all()
+    assert (left.residual <= rounding).all()
+    assert (golden["mid_residual"] <= rounding).all()
+    return {
+        "out": weights,
+        "mid_right": right.vector,
+        "mid_left": left.vector,
+        "mid_lambda": right.eigenvalue,
+        "mid_residual": golden["mid_residual"],
+        "mid_cos_right": spectral.cosine_alignment(weights[0], right.vector),
+        "mid_cos_left": spectral.cosine_alignment(weights[0], left.vector),
+    }
+
+
+# The tests.
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "golden_path" in metafunc.fixturenames:
+        directory = metafunc.config.getoption("--golden-dir")
+        # Nothing to parametrise would be a skip; a path that cannot be read is a failure.
+        paths = sorted(directory.glob("*.npz")) or [directory / "no-golden-file.npz"]
+        metafunc.parametrize("golden_path", paths, ids=[path.name for path in paths])
+
+
+@pytest.mark.parametrize("dtype_name", DTYPES)
+def test_golden(golden_path: Path, dtype_name: str) -> None:
+    check(load(golden_path, dtype_name))
+
+
+# Golden file, the constant to change, its wrong value.
+MISTAKES = {
+    "SOFT inverts with a smaller diagonal": ("soft_g8x8_h4_r2_c3.npz", "soft.DIAGONAL", 0.009),
+    "FLatten takes 1e-6 against the sum": ("flatten_swin_g8x8_h4_p3_k5.npz", "flatten.MEAN_EPSILON", 1e-6 / 64),
+    "MLLA rotates with another base": ("mlla_attn_g8_h4.npz", "mlla.ROTATION_BASE", 9999.0),
+    "MLLA has a larger epsilon": ("mlla_attn_g8_h4.npz", "mlla.MEAN_EPSILON", 1e-5),
+    "Pure-InfSA leaves epsilon out": ("infsa_pure_core_n65_h4.npz", "infsa_pure.EPSILON", 0.0),
+    "Linear-InfSA leaves epsilon out": ("infsa_linear_core_n65_h4.npz", "infsa_linear.EPSILON", 0.0),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_wrong_constant_is_caught(mistake: str, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    file_name, constant, wrong = MISTAKES[mistake]
+    golden = load(pytestconfig.getoption("--golden-dir") / file_name, "float64")
+    check(golden)
+    monkeypatch.setattr(f"infsa_models.mechanisms.{constant}", wrong)
+    with pytest.raises(AssertionError):
+        check(golden)
+
+
+def test_a_wrong_scale_is_caught(pytestconfig: pytest.Config) -> None:
+    golden = load(pytestconfig.getoption("--golden-dir") / "softmax_g8x8_h4_cls1.npz", "float32")
+    doubled = Golden(golden.meta, {**golden.arrays, "w_proj.bias": 2 * golden["w_proj.bias"]}, golden.dtype)
+    with pytest.raises(AssertionError):
+        check(doubled)
+
+
+def test_an_unknown_file_is_an_error(pytestconfig: pytest.Config) -> None:
+    golden = load(pytestconfig.getoption("--golden-dir") / "softmax_g8x8_h4_cls1.npz", "float32")
+    with pytest.raises(KeyError, match="no way to run"):
+        compute(Golden({**golden.meta, "mechanism": "unheard-of"}, golden.arrays, golden.dtype))
+
+
+def test_an_unknown_intermediate_is_an_error(pytestconfig: pytest.Config) -> None:
+    golden = load(pytestconfig.getoption("--golden-dir") / "softmax_g8x8_h4_cls1.npz", "float32")
+    with pytest.raises(AssertionError, match="mid_new"):
+        check(Golden(golden.meta, {**golden.arrays, "mid_new": golden["out"]}, golden.dtype))
+
+
+def test_newton_gradient_is_that_of_the_inverse() -> None:
+    """By design not the gradient of the iterations; golden files hold no gradients, so it is checked here."""
+    torch.manual_seed(0)
+    points = 3 * torch.randn(2, 3, 5, 8, dtype=torch.float64)
+    # Points far apart: a kernel near the identity, for which 20 steps converge.
+    kernel = gaussian_kernel(points, points).requires_grad_()
+    incoming = torch.randn_like(kernel)
+    ours = newton_inverse(kernel, steps=20)
+    exact = torch.linalg.inv(kernel + DIAGONAL * torch.eye(5, dtype=torch.float64))
+    torch.testing.assert_close(ours, exact)
+    (our_gradient,) = torch.autograd.grad(ours, kernel, incoming)
+    (exact_gradient,) = torch.autograd.grad(exact, kernel, incoming)
+    torch.testing.assert_close(our_gradient, exact_gradient)
