@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 
 from infsa_bench import __version__
 from infsa_bench.errors import InfsaBenchError, SweepStoppedError
+
+# Wrong options and arguments. Of its usage errors typer names only this subclass under one name in all versions.
+UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     add_completion=False,
@@ -118,13 +120,13 @@ def main() -> None:
     """Run the command line; the user's faults become one line and exit code 2."""
     try:
         code = app(standalone_mode=False)
-    except click.ClickException as error:
+    except UsageError as error:
         _fail(error.format_message(), 2)
     except SweepStoppedError as error:
         _fail(f"stopped early: {error}", 5)
     except InfsaBenchError as error:
         _fail(str(error), 2)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)
 

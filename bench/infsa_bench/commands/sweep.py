@@ -82,8 +82,7 @@ def sweep(request: SweepRequest, console: Console) -> int:
     """
     started = time.monotonic()
     protocol = _check_options(request)
-    if request.out is not None and is_run(request.out) and not request.resume:
-        raise SpecError(f"{request.out} holds a run already: add --resume to finish it, or choose another --out")
+    earlier = _earlier_run(request, protocol)
     with Launcher(request.device) as launcher:
         device = launcher.hello.environment.device
         device_type = launcher.hello.environment.device_type
@@ -101,7 +100,7 @@ def sweep(request: SweepRequest, console: Console) -> int:
             raise SpecError(f"no cell: none of {', '.join(axes.mechanisms)} has {' or '.join(axes.implementations)}")
         predictor = Predictor(launcher.hello.matmul_flops_per_second)
         out = request.out or _default_out(device_type)
-        manifest = _manifest(request, settings, plan.cases, out)
+        manifest = _manifest(request, settings, plan.cases, earlier)
         if request.dry_run:
             _announce(console, plan, plan.cases, predictor, out)
             _print_plan(console, plan, predictor)
@@ -147,8 +146,8 @@ def _axes(request: SweepRequest, device_type: str) -> Sweep:
     return Sweep(
         mechanisms=parse_mechanisms(request.mechanisms),
         implementations=parse_names(request.impl, "implementation", tuple(dict.fromkeys(known))),
-        configs=parse_configs(request.config or defaults["config"]),
-        resolutions=parse_resolutions(request.res or defaults["res"]),
+        configs=parse_configs(defaults["config"] if request.config is None else request.config),
+        resolutions=parse_resolutions(defaults["res"] if request.res is None else request.res),
         phases=parse_names(request.phase, "phase", PHASES),
         precisions=() if dtype is None else parse_names(dtype, "dtype", PRECISIONS),
         executions=parse_names(request.execution, "execution", EXECUTIONS),
@@ -167,20 +166,36 @@ def _default_out(device_type: str) -> Path:
     return Path("results") / f"{device_type}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _manifest(request: SweepRequest, settings: Settings, cases: Sequence[Case], out: Path) -> Manifest:
-    """Return a new manifest, or that of the run to be resumed with the new cases added to its plan.
+def _earlier_run(request: SweepRequest, protocol: Protocol) -> Manifest | None:
+    """Return the manifest of the run that is to be resumed, or None for a new one.
 
     Raises:
-        SpecError: the run there was made with other settings.
+        SpecError: the output folder is taken, or holds a run that was made with other settings.
     """
+    if request.out is None or not is_run(request.out):
+        return None
+    if not request.resume:
+        raise SpecError(f"{request.out} holds a run already: add --resume to finish it, or choose another --out")
+    earlier = load_manifest(request.out)
+    asked = replace(earlier.settings, protocol=protocol, seed=request.seed)
+    _refuse_differences(request.out, earlier.settings, asked)
+    return earlier
+
+
+def _manifest(request: SweepRequest, settings: Settings, cases: Sequence[Case], earlier: Manifest | None) -> Manifest:
+    """Return a new manifest, or that of the run to be resumed with the new cases added to its plan."""
     ids = tuple(case.id for case in cases)
-    if not is_run(out):
+    if earlier is None:
         return Manifest(created_utc=utc_now(), command=request.command, settings=settings, plan=ids, environments={})
-    found = load_manifest(out)
-    differences = found.settings.differences(settings)
+    assert request.out is not None
+    _refuse_differences(request.out, earlier.settings, settings)
+    return replace(earlier, plan=tuple(dict.fromkeys([*earlier.plan, *ids])))
+
+
+def _refuse_differences(out: Path, earlier: Settings, asked: Settings) -> None:
+    differences = earlier.differences(asked)
     if differences:
         raise SpecError(f"{out} holds a run with another {', '.join(differences)}; choose another --out")
-    return replace(found, plan=tuple(dict.fromkeys([*found.plan, *ids])))
 
 
 def _open(out: Path, manifest: Manifest) -> RunWriter:

@@ -52,10 +52,10 @@ def worker_command(device: str, message_fd: int, parent_pid: int) -> list[str]:
 
 
 class WorkerEndedError(Exception):
-    """The worker is gone or talks nonsense: what it exited with, and the end of what it printed."""
+    """The worker is gone (with its exit code and the end of what it printed), or was stopped for talking nonsense."""
 
     def __init__(self, exit_code: int | None, output: str, killed_for_memory: bool = False) -> None:
-        super().__init__(output)
+        super().__init__(output or f"exit code {exit_code}")
         self.exit_code = exit_code
         self.output = output
         self.killed_for_memory = killed_for_memory
@@ -104,7 +104,7 @@ class Worker:
             hello = self.receive(START_SECONDS)
         except (WorkerEndedError, WorkerTimeoutError) as error:
             self.stop()
-            raise SweepStoppedError(f"the worker for {device} did not start: {error or 'no answer'}") from error
+            raise SweepStoppedError(f"the worker for {device} did not start: {str(error) or 'no answer'}") from error
         except BaseException:
             self.stop()
             raise
@@ -143,7 +143,7 @@ class Worker:
             return from_line(line)
         except SchemaError as error:
             self.stop()
-            raise WorkerEndedError(self._process.returncode, f"unreadable message: {error}") from None
+            raise WorkerEndedError(None, f"unreadable message: {error}") from None
 
     def check(self, mechanisms: tuple[str, ...]) -> dict[str, str]:
         """Return, by ``package.module:Class``, what is wrong with it.
@@ -155,7 +155,8 @@ class Worker:
         try:
             answer = self.receive(START_SECONDS)
         except (WorkerEndedError, WorkerTimeoutError) as error:
-            raise SpecError(f"trying out {', '.join(mechanisms)} ended the worker: {error or 'no answer'}") from None
+            names = ", ".join(mechanisms)
+            raise SpecError(f"trying out {names} ended the worker: {str(error) or 'no answer'}") from None
         assert isinstance(answer, Checked)
         return answer.problems
 
@@ -288,7 +289,9 @@ def _follow(worker: Worker, deadline: float, timeout_seconds: float) -> tuple[Ou
 def _ended_failure(ended: WorkerEndedError, stage: Stage) -> Failure:
     code = ended.exit_code
     tail = f": {ended.output}" if ended.output else ""
-    if code is not None and code < 0:
+    if code is None:
+        return Failure(kind="crash", stage=stage, message=ended.output or "the worker closed its pipe", exit_code=code)
+    if code < 0:
         name = signal.Signals(-code).name
         if ended.killed_for_memory:
             message = "the kernel killed the worker: the machine ran out of memory"

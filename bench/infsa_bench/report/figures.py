@@ -85,18 +85,23 @@ def _draw_panel(axes: Axes, title: str, rows: Sequence[SummaryRow]) -> None:
     axes.set_ylabel("latency, one batch (seconds, median)")
     axes.grid(visible=True, which="major", linewidth=0.4, alpha=0.6)
     failures = [(key, row) for key, items in series.items() for row in items if row.status != "ok"]
-    _draw_failures(axes, list(series), failures)
+    _draw_failures(axes, list(series), failures, any_measured=len(failures) < len(rows))
     axes.set_title(title, fontsize=10, loc="left")
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
 
 
 def _draw_failures(
-    axes: Axes, order: list[tuple[str, str]], failures: Sequence[tuple[tuple[str, str], SummaryRow]]
+    axes: Axes,
+    order: list[tuple[str, str]],
+    failures: Sequence[tuple[tuple[str, str], SummaryRow]],
+    *,
+    any_measured: bool,
 ) -> None:
     """Mark cells without a number as letters above the panel's data, one height a line of the legend."""
     if not failures:
         return
-    low, high = axes.get_ylim()
+    # An axis without data has no limits of its own.
+    low, high = axes.get_ylim() if any_measured else (1e-3, 1.0)
     # The data keep the lower part of a logarithmic axis; the marks get a strip above it.
     axes.set_ylim(low, high * (high / low) ** (0.045 * len(order)))
     letters: dict[str, str] = {}

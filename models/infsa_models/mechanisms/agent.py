@@ -23,6 +23,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infsa_models.heads import merge_heads, split_heads
+
 BIAS_GRID = 7
 
 
@@ -81,16 +83,22 @@ class AgentAttention(nn.Module):
             self.ca_bias = table(1, num_heads, 1, agent_num)
 
     def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
-        batch, tokens, embed_dim = x.shape
+        batch = x.shape[0]
         first_patch = int(self.class_token)
         if self.fused_qkv:
             query, key, value = self.qkv(x).chunk(3, dim=-1)
         else:
             query = self.q(x)
             key, value = self.kv(x).chunk(2, dim=-1)
-        agents = self._split_heads(self.pool(self._to_image(query[:, first_patch:])).flatten(2).transpose(1, 2))
+        agents = split_heads(
+            self.pool(self._to_image(query[:, first_patch:])).flatten(2).transpose(1, 2), self.num_heads
+        )
         value_image = self._to_image(value[:, first_patch:])
-        query, key, value = self._split_heads(query), self._split_heads(key), self._split_heads(value)
+        query, key, value = (
+            split_heads(query, self.num_heads),
+            split_heads(key, self.num_heads),
+            split_heads(value, self.num_heads),
+        )
 
         # The four tables at full size stay alive to the end, as they do in the published code.
         table_an = self._resized(self.an_bias).repeat(batch, 1, 1, 1)
@@ -109,7 +117,7 @@ class AgentAttention(nn.Module):
         distribute = ((query * self.scale) @ agents.transpose(-2, -1) + bias_tokens).softmax(dim=-1)
         mixed = distribute @ collected
 
-        mixed = mixed.transpose(1, 2).reshape(batch, tokens, embed_dim)
+        mixed = merge_heads(mixed)
         local = self.dwc(value_image).flatten(2).transpose(1, 2)
         if self.class_token:
             mixed[:, 1:] = mixed[:, 1:] + local
@@ -125,7 +133,3 @@ class AgentAttention(nn.Module):
 
     def _to_image(self, x: Float[Tensor, "batch patches embed_dim"]) -> Float[Tensor, "batch embed_dim height width"]:
         return x.transpose(1, 2).unflatten(2, self.grid)
-
-    def _split_heads(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch heads tokens head_dim"]:
-        batch, tokens, _ = x.shape
-        return x.reshape(batch, tokens, self.num_heads, -1).transpose(1, 2)

@@ -23,6 +23,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infsa_models.heads import merge_heads, split_heads
+
 RELU_EPSILON = 1e-6
 MEAN_EPSILON = 1e-6
 
@@ -70,7 +72,7 @@ class FlattenAttention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
 
     def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
-        batch, tokens, embed_dim = x.shape
+        batch, _, embed_dim = x.shape
         height, width = self.grid
         if self.fused_qkv:
             query, key, value = self.qkv(x).chunk(3, dim=-1)
@@ -85,12 +87,14 @@ class FlattenAttention(nn.Module):
             query = focus(query.to(accumulate), sigma, self.focusing_factor)
             key = focus(key.to(accumulate), sigma, self.focusing_factor)
             mixed = focused_linear_attention(
-                self._split_heads(query), self._split_heads(key), self._split_heads(value.to(accumulate))
+                split_heads(query, self.num_heads),
+                split_heads(key, self.num_heads),
+                split_heads(value.to(accumulate), self.num_heads),
             )
-        mixed = mixed.transpose(1, 2).reshape(batch, tokens, embed_dim).to(value.dtype)
+        mixed = merge_heads(mixed).to(value.dtype)
 
         # The heads join the batch: they share the kernels.
-        images = self._split_heads(value[:, self.class_tokens :]).transpose(-2, -1)
+        images = split_heads(value[:, self.class_tokens :], self.num_heads).transpose(-2, -1)
         convolved = self.dwc(images.reshape(batch * self.num_heads, -1, height, width))
         local = convolved.reshape(batch, embed_dim, height * width).transpose(1, 2)
         if self.class_tokens:
@@ -98,10 +102,6 @@ class FlattenAttention(nn.Module):
         else:
             mixed = mixed + local
         return self.proj(mixed)
-
-    def _split_heads(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch heads tokens head_dim"]:
-        batch, tokens, _ = x.shape
-        return x.reshape(batch, tokens, self.num_heads, -1).transpose(1, 2)
 
 
 def focus(

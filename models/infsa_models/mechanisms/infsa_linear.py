@@ -23,6 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from infsa_models.heads import merge_heads, split_heads
+
 EPSILON = 1e-6
 INITIAL_RHO = 0.95
 
@@ -56,16 +58,11 @@ class LinearInfsaAttention(nn.Module):
         self.rho_logit = nn.Parameter(torch.full((), math.log(rho / (1 - rho)), device=device, dtype=dtype))
 
     def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
-        batch, tokens, embed_dim = x.shape
-        query = self._split_heads(self.q_proj(x))
-        key = query if self.k_proj is None else self._split_heads(self.k_proj(x))
-        value = self._split_heads(self.v_proj(x))
+        query = split_heads(self.q_proj(x), self.num_heads)
+        key = query if self.k_proj is None else split_heads(self.k_proj(x), self.num_heads)
+        value = split_heads(self.v_proj(x), self.num_heads)
         mixed = linear_infsa(query, key, value, torch.sigmoid(self.rho_logit))
-        return self.out_proj(mixed.transpose(1, 2).reshape(batch, tokens, embed_dim))
-
-    def _split_heads(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch heads tokens head_dim"]:
-        batch, tokens, _ = x.shape
-        return x.reshape(batch, tokens, self.num_heads, -1).transpose(1, 2)
+        return self.out_proj(merge_heads(mixed))
 
 
 def linear_infsa(

@@ -29,6 +29,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infsa_models.heads import merge_heads, split_heads
+
 ROTATION_BASE = 10000.0
 MEAN_EPSILON = 1e-6
 
@@ -90,17 +92,17 @@ class MllaCore(nn.Module):
         self.rope = RotaryTable(grid, embed_dim, device=device, dtype=dtype)
 
     def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
-        batch, tokens, embed_dim = x.shape
+        tokens = x.shape[1]
         first_patch = int(self.class_token)
         qk = self.qk(x)
         query, key = qk.chunk(2, dim=-1)
         query = F.elu(query) + 1
         key = F.elu(key) + 1
         # Under autocast the projection may be in a lower precision than x.
-        value = self._split_heads(x.to(query.dtype))
-        query_rotated = self._split_heads(self._rotate(query))
-        key_rotated = self._split_heads(self._rotate(key))
-        query, key = self._split_heads(query), self._split_heads(key)
+        value = split_heads(x.to(query.dtype), self.num_heads)
+        query_rotated = split_heads(self._rotate(query), self.num_heads)
+        key_rotated = split_heads(self._rotate(key), self.num_heads)
+        query, key = split_heads(query, self.num_heads), split_heads(key, self.num_heads)
 
         accumulate = torch.promote_types(query.dtype, torch.float32)
         scale = tokens**-0.5
@@ -110,7 +112,7 @@ class MllaCore(nn.Module):
             state = (key_rotated.transpose(-2, -1) * scale) @ (value * scale)
             mixed = query_rotated @ state * normalizer
 
-        mixed = mixed.transpose(1, 2).reshape(batch, tokens, embed_dim).to(value.dtype)
+        mixed = merge_heads(mixed).to(value.dtype)
         local = self.lepe(tokens_to_image(x[:, first_patch:], self.grid)).flatten(2).transpose(1, 2)
         if self.class_token:
             mixed[:, 1:] = mixed[:, 1:] + local
@@ -123,10 +125,6 @@ class MllaCore(nn.Module):
         patches = x[:, first_patch:].unflatten(1, self.grid)
         rotated = self.rope(patches).flatten(1, 2)
         return torch.cat([x[:, :1], rotated], dim=1) if self.class_token else rotated
-
-    def _split_heads(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch heads tokens head_dim"]:
-        batch, tokens, _ = x.shape
-        return x.reshape(batch, tokens, self.num_heads, -1).transpose(1, 2)
 
 
 class RotaryTable(nn.Module):

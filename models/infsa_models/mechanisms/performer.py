@@ -24,6 +24,8 @@ from jaxtyping import Float
 from performer_pytorch.performer_pytorch import FastAttention
 from torch import Tensor, nn
 
+from infsa_models.heads import merge_heads, split_heads
+
 
 class PerformerAttention(nn.Module):
     """The package's ``SelfAttention`` with its names: ``to_q``, ``to_k``, ``to_v``, ``to_out``, ``fast_attention``.
@@ -58,16 +60,11 @@ class PerformerAttention(nn.Module):
         self.fast_attention = fast_attention.to(device=target, dtype=dtype)
 
     def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
-        batch, tokens, embed_dim = x.shape
-        query = self._split_heads(self.to_q(x))
-        key = self._split_heads(self.to_k(x))
-        value = self._split_heads(self.to_v(x))
+        query = split_heads(self.to_q(x), self.num_heads)
+        key = split_heads(self.to_k(x), self.num_heads)
+        value = split_heads(self.to_v(x), self.num_heads)
         mixed = self.fast_attention(query, key, value)
-        return self.to_out(mixed.transpose(1, 2).reshape(batch, tokens, embed_dim))
-
-    def _split_heads(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch heads tokens head_dim"]:
-        batch, tokens, _ = x.shape
-        return x.reshape(batch, tokens, self.num_heads, -1).transpose(1, 2)
+        return self.to_out(merge_heads(mixed))
 
 
 class Float32FastAttention(FastAttention):  # type: ignore[misc]  # the package has no types

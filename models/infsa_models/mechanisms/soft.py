@@ -26,6 +26,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from infsa_models.heads import merge_heads, split_heads
+
 LANDMARK_SIDE = 7
 DIAGONAL = 0.01
 NEWTON_START = 1.8
@@ -71,15 +73,10 @@ class SoftAttention(nn.Module):
         self.ff = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
 
     def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
-        batch, tokens, embed_dim = x.shape
-        query = self._split_heads(self.W_q(x))
-        value = self._split_heads(self.W_v(x))
+        query = split_heads(self.W_q(x), self.num_heads)
+        value = split_heads(self.W_v(x), self.num_heads)
         mixed = self.attn(query, value)
-        return self.ff(mixed.transpose(1, 2).reshape(batch, tokens, embed_dim))
-
-    def _split_heads(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch heads tokens head_dim"]:
-        batch, tokens, _ = x.shape
-        return x.reshape(batch, tokens, self.num_heads, -1).transpose(1, 2)
+        return self.ff(merge_heads(mixed))
 
 
 class SoftCore(nn.Module):

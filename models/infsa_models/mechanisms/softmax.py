@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from infsa_models.heads import merge_heads
+
 
 class SoftmaxAttention(nn.Module):
     """Multi-head softmax attention. Parameters are named as in timm: ``qkv``, ``proj``."""
@@ -33,10 +35,10 @@ class SoftmaxAttention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
 
     def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
-        batch, tokens, embed_dim = x.shape
+        batch, tokens, _ = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind(0)
         attention = (query @ key.transpose(-2, -1)) * self.scale
         attention = attention.softmax(dim=-1)
-        mixed = (attention @ value).transpose(1, 2).reshape(batch, tokens, embed_dim)
+        mixed = merge_heads(attention @ value)
         return self.proj(mixed)
