@@ -1,0 +1,95 @@
+"""What the README says can be done is done here."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infsa_bench.cli import main
+from infsa_bench.execute.launcher import Launcher
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FAKE_WORKER = Path(__file__).parent / "bench" / "fake_worker.py"
+
+
+def code_blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands(program: str) -> list[str]:
+    lines = "".join(code_blocks("bash")).splitlines()
+    return [line.partition(" #")[0].strip() for line in lines if line.startswith(f"{program} ")]
+
+
+SWEEPS = [line for line in commands("infsa-bench") if line.startswith("infsa-bench sweep")]
+
+
+@pytest.mark.parametrize("line", [line for line in SWEEPS if "my_package" not in line])
+def test_every_sweep_of_the_readme_plans(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """With the worker that measures nothing, so that commands for a GPU can be tried anywhere."""
+
+    def fake_command(device: str, message_fd: int, parent_pid: int) -> list[str]:
+        return [sys.executable, str(FAKE_WORKER), device, str(message_fd), str(parent_pid)]
+
+    monkeypatch.setattr("infsa_bench.commands.sweep.Launcher", lambda device: Launcher(device, fake_command))
+    monkeypatch.setattr(sys, "argv", [*shlex.split(line), "--dry-run"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert "cells planned" in capsys.readouterr().out
+
+
+def test_make_has_the_targets_that_are_named() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    contributing = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"^make (\w+)", README + contributing, re.MULTILINE))
+    assert {"sweep", "test", "check", "soak"} <= named
+    for target in named:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_mechanism_from_outside_is_measured(tmp_path: Path) -> None:
+    (source,) = (block for block in code_blocks("python") if "MeanAttention" in block)
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "attention.py").write_text(source)
+    (line,) = (line for line in SWEEPS if "my_package" in line)
+    words = [*shlex.split(line)[1:], "--res", "32", "--device", "cpu", "--iterations", "2", "--out", "results/mean"]
+    done = subprocess.run([sys.executable, "-m", "infsa_bench", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "reports/mean/table.md").read_text()
+    assert re.search(r"my\\_package\.attention:MeanAttention \| reference \| 32 .* ok \|", table)
+
+
+def test_the_timm_example_runs() -> None:
+    (source,) = (block for block in code_blocks("python") if "timm.create_model" in block)
+    subprocess.run([sys.executable, "-c", source + "\nprint(model)"], check=True, capture_output=True)
+
+
+def test_table_and_picture_are_those_of_the_committed_run() -> None:
+    (run,) = re.findall(r"<!-- run: (results/\S+) -->", README)
+    report = ROOT / run.replace("results/", "reports/", 1)
+    assert (ROOT / run / "records.jsonl").is_file()
+    shown = re.search(r"<!-- table -->\n(.*?)<!-- /table -->", README, re.DOTALL)
+    assert shown is not None
+    lines = shown[1].strip().splitlines()
+    rendered = (report / "table.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) >= 11
+    assert [line for line in lines if line not in rendered] == []
+    assert f"]({report.relative_to(ROOT)}/latency_vs_resolution.png)" in README
+    assert (report / "latency_vs_resolution.png").is_file()
+
+
+def test_links_into_the_repository_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
