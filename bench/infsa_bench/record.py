@@ -8,10 +8,12 @@ Schema history:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -56,6 +58,11 @@ class Measurement:
     peak_reserved_bytes: int | None
     memory_source: MemorySource
     flags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what no clock can have measured."""
+        if not self.latencies_seconds or min(self.latencies_seconds) <= 0:
+            raise ValueError("latencies_seconds must hold at least one time, all above zero")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +156,7 @@ class Environment:
 def encode(value: Any, *, indent: int | None = None) -> str:
     """Return a dataclass as JSON, on one line without ``indent``. NaN and infinities are refused: JSON has none."""
     separators = (",", ": ") if indent else (",", ":")
-    return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False, separators=separators, indent=indent)
+    return json.dumps(_plain(value), allow_nan=False, separators=separators, indent=indent)
 
 
 def decode(kind: type[T], text: str | bytes) -> T:
@@ -207,7 +214,10 @@ def _typed(kind: Any, raw: Any, where: str) -> Any:
         if raw in arguments and isinstance(raw, str):
             return raw
     elif kind is float and isinstance(raw, int | float) and not isinstance(raw, bool):
-        return float(raw)
+        # Numbers beyond the range of a float: 1e999 is read as infinity, an integer of 400 digits overflows.
+        with contextlib.suppress(OverflowError):
+            if math.isfinite(raw):
+                return float(raw)
     elif isinstance(kind, type) and type(raw) is kind:
         return raw
     raise SchemaError(f"{where}: {str(raw)[:60]!r} is not of type {getattr(kind, '__name__', kind)}")
@@ -220,7 +230,11 @@ def _typed_dataclass(kind: type, raw: Any, where: str) -> Any:
     unknown, missing = sorted(raw.keys() - hints.keys()), sorted(hints.keys() - raw.keys())
     if unknown or missing:
         raise SchemaError(f"{where}: unknown fields {unknown}, missing fields {missing}")
-    return kind(**{name: _typed(hint, raw[name], f"{where}.{name}") for name, hint in hints.items()})
+    values = {name: _typed(hint, raw[name], f"{where}.{name}") for name, hint in hints.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise SchemaError(f"{where}: {error}") from None
 
 
 def _typed_union(members: tuple[Any, ...], raw: Any, where: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
@@ -202,15 +203,27 @@ class Sweep:
                 )
 
 
+def known_mechanisms() -> dict[str, Mechanism]:
+    """Return the built-in and the installed mechanisms by name.
+
+    Raises:
+        SpecError: an installed package takes a name that exists already.
+    """
+    try:
+        return available()
+    except ValueError as error:
+        raise SpecError(str(error)) from None
+
+
 def resolve_mechanisms(names: Iterable[str]) -> dict[str, Mechanism]:
     """Return the entries of built-in, installed or ``package.module:Class`` mechanisms, by the name given.
 
     Raises:
         UnknownNameError: no such mechanism.
-        SpecError: an installed entry point clashes with another name, or a malformed target.
+        SpecError: a malformed target, or as :func:`known_mechanisms`.
     """
+    known = known_mechanisms()
     try:
-        known = available()
         return {name: external(name) if ":" in name else known[name] for name in names}
     except KeyError as error:
         raise UnknownNameError("mechanism", error.args[0], known) from None
@@ -285,7 +298,7 @@ def parse_mechanisms(text: str) -> tuple[str, ...]:
     """
     names = tuple(dict.fromkeys(_items(text, "mechanism")))
     if names == ("all",):
-        return tuple(resolve_mechanisms(available()))
+        return tuple(known_mechanisms())
     resolve_mechanisms(names)
     return names
 
@@ -303,13 +316,11 @@ def parse_duration(text: str) -> float | None:
     """
     if text == "none":
         return None
-    unit = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    number, factor = (text[:-1], unit[text[-1]]) if text[-1:] in unit else (text, 1.0)
-    try:
-        seconds = float(number) * factor
-    except ValueError:
-        raise SpecError(f"{text!r} is no duration: write 240, 90s, 4m, 1.5h or none") from None
-    if not 0 < seconds < float("inf"):
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh]?)", text)
+    if found is None:
+        raise SpecError(f"{text!r} is no duration: write 240, 90s, 4m, 1.5h or none")
+    seconds = float(found[1]) * {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}[found[2]]
+    if seconds == 0:
         raise SpecError(f"a duration must be above zero, not {text!r}")
     return seconds
 

@@ -19,6 +19,7 @@ from infsa_bench.spec import Protocol
 
 MANIFEST = "manifest.json"
 RECORDS = "records.jsonl"
+DRAFT = f"{MANIFEST}.new"
 LOCK = ".lock"
 
 
@@ -64,7 +65,7 @@ class Run:
     @property
     def name(self) -> str:
         """The folder's name."""
-        return self.path.name
+        return self.path.resolve().name
 
     @property
     def reports_path(self) -> Path:
@@ -81,7 +82,7 @@ def is_run(path: Path) -> bool:
     """
     if (path / MANIFEST).is_file():
         return True
-    if path.exists() and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(entry.name not in (LOCK, DRAFT) for entry in path.iterdir())):
         raise SpecError(f"{path} exists and is no run of infsa-bench; choose another --out")
     return False
 
@@ -124,6 +125,8 @@ def _read_records(file: Path) -> tuple[tuple[Record, ...], int]:
         content = file.read_bytes()
     except FileNotFoundError:
         return (), 0
+    except OSError as error:
+        raise SchemaError(f"{file}: {error.strerror or error}") from None
     *lines, tail = content.split(b"\n")
     records: dict[str, Record] = {}
     for number, line in enumerate(lines, start=1):
@@ -202,7 +205,7 @@ class RunWriter:
 
     def _write_manifest(self) -> None:
         """Replace the manifest in one step: a reader sees the old one or the new one, never half of one."""
-        draft = self.path / f"{MANIFEST}.new"
+        draft = self.path / DRAFT
         with draft.open("w", encoding="utf-8") as handle:
             handle.write(encode(self.manifest, indent=1) + "\n")
             handle.flush()

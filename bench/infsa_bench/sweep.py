@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol as Interface
 
@@ -54,12 +54,15 @@ def run_plan(plan: Plan, launcher: Launcher, writer: RunWriter, predictor: Predi
         SweepStoppedError: the device or the disk gave up; the records so far are intact.
     """
     todo = [case for case in plan.cases if case.id not in writer.finished]
-    for index, case in enumerate(todo):
-        predictions = [predictor.predict(later, plan.protocol) for later in todo[index:]]
-        progress.started(case, predictions[0], predicted_seconds(plan, predictions))
+    while todo:
+        predictions = {case: predictor.predict(case, plan.protocol) for case in todo}
+        case = _next(plan, predictions)
+        todo.remove(case)
+        prediction = predictions[case]
+        progress.started(case, prediction, predicted_seconds(plan, list(predictions.values())))
         started_utc, started = utc_now(), time.monotonic()
-        skipped = _skip(plan, predictions[0])
-        run = CaseRun(outcome=skipped, attempts=()) if skipped else _launch(plan, launcher, case, predictions[0])
+        skipped = _skip(plan, prediction)
+        run = CaseRun(outcome=skipped, attempts=()) if skipped else _launch(plan, launcher, case, prediction)
         if isinstance(run.outcome, Measurement):
             predictor.observe(case, run.outcome)
         record = Record(
@@ -75,6 +78,16 @@ def run_plan(plan: Plan, launcher: Launcher, writer: RunWriter, predictor: Predi
         except OSError as error:
             raise SweepStoppedError(f"cannot write to {writer.path}: {error}") from error
         progress.finished(record)
+
+
+def _next(plan: Plan, predictions: Mapping[Case, Prediction]) -> Case:
+    """Return the case to run next: the plan's own order, but under a time budget the cheapest of a resolution first.
+
+    Otherwise one quadratic mechanism eats what would have measured all the others.
+    """
+    if plan.deadline is None:
+        return next(iter(predictions))
+    return min(predictions, key=lambda case: (case.resolution, predictions[case].seconds))
 
 
 def predicted_seconds(plan: Plan, predictions: Sequence[Prediction]) -> float:

@@ -101,9 +101,12 @@ def make_run(records: Sequence[Record], path: Path = Path("results/example")) ->
 
 
 def values_of(kind: Any) -> st.SearchStrategy[Any]:
-    """Every value that a field annotated with ``kind`` may hold in a file: floats are finite, text has no surrogates."""
+    """What a field annotated with ``kind`` may hold in a file: floats are finite, text has no surrogates."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         fields = {name: values_of(hint) for name, hint in typing.get_type_hints(kind).items()}
+        if "latencies_seconds" in fields:
+            times = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+            fields["latencies_seconds"] = st.lists(times, min_size=1, max_size=3).map(tuple)
         if "schema_version" in fields:
             fields["schema_version"] = st.just(SCHEMA_VERSION)
         return st.builds(kind, **fields)

@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sample_records import make_case
 
@@ -120,6 +120,7 @@ def test_bad_resolutions(text: str, part_of_message: str) -> None:
     assert part_of_message in refusal(parse_resolutions, text)
 
 
+@settings(deadline=None)
 @given(
     st.one_of(
         st.text(),
@@ -134,24 +135,26 @@ def test_bad_resolutions(text: str, part_of_message: str) -> None:
 def test_resolutions_are_sorted_multiples_of_the_patch_size_or_refused(text: str) -> None:
     try:
         resolutions = parse_resolutions(text)
-    except SpecError as error:
-        assert "\n" not in str(error)
+    except SpecError:
         return
     assert resolutions
     assert resolutions == tuple(sorted(set(resolutions)))
     assert all(type(value) is int and 0 < value <= MAX_RESOLUTION and value % 16 == 0 for value in resolutions)
 
 
+@settings(deadline=None)
 @given(st.text())
 @example("--1")
 @example("nan")
 @example("1" * 5000)
 def test_no_parser_raises_anything_but_spec_errors(text: str) -> None:
     for parse in (parse_resolutions, parse_batch_sizes, parse_mechanisms, parse_configs, parse_duration):
+        message = ""
         try:
             parse(text)
         except SpecError as error:
-            assert "\n" not in str(error)
+            message = str(error)
+        assert "\n" not in message
 
 
 def test_batch_sizes_keep_their_order() -> None:
@@ -339,6 +342,7 @@ def some_of(known: tuple[Any, ...], *, at_least: int = 1) -> st.SearchStrategy[t
     return st.lists(st.sampled_from(known), min_size=at_least, max_size=4, unique=True).map(tuple)
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         Sweep,
@@ -361,6 +365,7 @@ def test_case_ids_are_unique_and_their_order_stable(sweep: Sweep, device_type: s
     assert resolutions == sorted(resolutions)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(NINE), st.integers(0, 5), st.integers(0, 5))
 def test_two_cases_of_a_cell_differ_in_their_replicate_only(mechanism: str, first: int, second: int) -> None:
     one, other = make_case(mechanism=mechanism, replicate=first), make_case(mechanism=mechanism, replicate=second)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infsa_bench.report.units import (
@@ -124,6 +124,7 @@ def test_three_digits_stay_three_where_rounding_carries(value: float, text: str)
     assert significant(value) == text
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=1e-12, max_value=1e15))
 def test_significant_is_close_and_never_scientific(value: float) -> None:
     text = significant(value)

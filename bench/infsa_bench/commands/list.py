@@ -7,14 +7,14 @@ from rich.console import Console
 from rich.table import Table
 
 from infsa_bench.paper import parameters_millions
-from infsa_bench.spec import resolve_mechanisms
+from infsa_bench.spec import known_mechanisms
 from infsa_models.cost import vit_cost
-from infsa_models.registry import CONFIGS, available
+from infsa_models.registry import CONFIGS
 
 
 def list_mechanisms(console: Console) -> None:
     """Print every mechanism: complexity, parameters at 224 x 224 (ours / paper), implementations, departures."""
-    mechanisms = resolve_mechanisms(available())
+    mechanisms = known_mechanisms()
     table = Table(
         title="Attention mechanisms; parameters at 224 x 224, ours and as published (millions)",
         title_justify="left",

@@ -48,9 +48,13 @@ def print_tables(run: Run, rows: list[SummaryRow], console: Console) -> None:
     for line in describe_run(run, rows):
         console.print(line, markup=False, highlight=False)
     for row in rows:
-        if row.status == "ok":
-            continue
-        console.print(f"{row.case.cell}: {row.status}: {row.reason}", markup=False, highlight=False, soft_wrap=True)
+        if row.flags:
+            console.print(f"* {row.case.cell}: {', '.join(row.flags)}", markup=False, highlight=False, soft_wrap=True)
+        if row.status not in ("ok", "skipped"):
+            console.print(f"{row.case.cell}: {row.status}: {row.reason}", markup=False, highlight=False, soft_wrap=True)
+    skipped = sum(row.status == "skipped" for row in rows)
+    if skipped:
+        console.print(f"{skipped} cells skipped, predicted not to fit; the predictions are in the report's table")
 
 
 def write_report(run: Run, rows: list[SummaryRow]) -> ReportFiles:
@@ -65,8 +69,8 @@ def write_report(run: Run, rows: list[SummaryRow]) -> ReportFiles:
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files.markdown.write_text(render_markdown(run, rows), encoding="utf-8")
-        files.csv.write_text(render_csv(rows), encoding="utf-8")
+        files.markdown.write_text(render_markdown(run, rows), encoding="utf-8", errors="backslashreplace")
+        files.csv.write_text(render_csv(rows), encoding="utf-8", errors="backslashreplace")
         write_latency_vs_resolution(rows, files.figure)
     except OSError as error:
         raise SpecError(f"cannot write the report to {folder}: {error}") from error

@@ -27,6 +27,7 @@ from infsa_bench.spec import (
     Case,
     Protocol,
     Sweep,
+    known_mechanisms,
     parse_batch_sizes,
     parse_configs,
     parse_duration,
@@ -36,7 +37,6 @@ from infsa_bench.spec import (
 )
 from infsa_bench.store import Manifest, RunWriter, Settings, is_run, load_manifest
 from infsa_bench.sweep import Plan, predicted_seconds, run_plan, utc_now
-from infsa_models.registry import available
 
 CPU_TIME_BUDGET = "4m"
 CLOSING_SECONDS = 15.0
@@ -122,7 +122,7 @@ def sweep(request: SweepRequest, console: Console) -> int:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
                 return 130
     report_run(out, console)
-    console.print(f"records: {out}", highlight=False, soft_wrap=True)
+    console.print(f"records: {out}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -139,7 +139,7 @@ def _check_options(request: SweepRequest) -> Protocol:
 
 def _axes(request: SweepRequest, device_type: str) -> Sweep:
     defaults = CUDA_DEFAULTS if device_type == "cuda" else CPU_DEFAULTS
-    known = [implementation for entry in available().values() for implementation in entry.implementations]
+    known = [implementation for entry in known_mechanisms().values() for implementation in entry.implementations]
     dtype = request.dtype
     if dtype is None and request.protocol == "paper":
         dtype = PAPER_PRECISION
@@ -216,7 +216,7 @@ def _announce(console: Console, plan: Plan, todo: Sequence[Case], predictor: Pre
     if plan.deadline is not None:
         line += f"; {format_duration(max(0.0, plan.deadline - time.monotonic()))} of the time budget left for them"
     console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"records go to {out}", highlight=False, soft_wrap=True)
+    console.print(f"records go to {out}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_plan(console: Console, plan: Plan, predictor: Predictor) -> None:

@@ -114,10 +114,10 @@ def classify_error(error: BaseException) -> tuple[FailureKind, int | None]:
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in text or "bad_alloc" in text:
         return "host_oom", _requested_bytes(text)
     if isinstance(error, RuntimeError):
-        device_memory = ("CUDA out of memory", "ALLOC_FAILED", "cudaErrorMemoryAllocation")
+        device_memory = ("CUDA out of memory", "error: out of memory", "ALLOC_FAILED", "cudaErrorMemoryAllocation")
         if any(spelling in text for spelling in device_memory):
             return "oom", _requested_bytes(text)
-        size_limits = ("int32", "32-bit index", "too many resources", "invalid configuration argument")
+        size_limits = ("int32 index", "32-bit index", "INT_MAX", "too many resources", "invalid configuration argument")
         if any(spelling in text for spelling in size_limits):
             return "unsupported", None
     return "error", None

@@ -30,6 +30,9 @@ FAILURE_LETTERS = {
     "error": "E",
 }
 
+Series = tuple[str, str, str]
+"""What one line shows: mechanism, implementation, options."""
+
 
 def render_latency_vs_resolution(rows: Sequence[SummaryRow]) -> Figure:
     """Latency against resolution, log-log, one panel a block of comparable rows, one line a mechanism.
@@ -59,11 +62,12 @@ def style(mechanism: str) -> tuple[str, str]:
 
 
 def _draw_panel(axes: Axes, title: str, rows: Sequence[SummaryRow]) -> None:
-    series: dict[tuple[str, str], list[SummaryRow]] = {}
+    series: dict[Series, list[SummaryRow]] = {}
     for row in rows:
-        series.setdefault((row.case.mechanism, row.case.implementation), []).append(row)
-    several = len({implementation for _, implementation in series}) > 1
-    for (mechanism, implementation), items in series.items():
+        options = "".join(f" {name}={value}" for name, value in row.case.options)
+        series.setdefault((row.case.mechanism, row.case.implementation, options), []).append(row)
+    several = len({implementation for _, implementation, _ in series}) > 1
+    for (mechanism, implementation, options), items in series.items():
         measured = [(row.case.resolution, row.latency_seconds) for row in items if row.latency_seconds is not None]
         colour, marker = style(mechanism)
         axes.plot(
@@ -74,7 +78,7 @@ def _draw_panel(axes: Axes, title: str, rows: Sequence[SummaryRow]) -> None:
             markersize=5,
             linewidth=1.4,
             linestyle=LINES.get(implementation, ":"),
-            label=f"{mechanism} ({implementation})" if several else mechanism,
+            label=(f"{mechanism} ({implementation})" if several else mechanism) + options,
         )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -86,14 +90,19 @@ def _draw_panel(axes: Axes, title: str, rows: Sequence[SummaryRow]) -> None:
     axes.grid(visible=True, which="major", linewidth=0.4, alpha=0.6)
     failures = [(key, row) for key, items in series.items() for row in items if row.status != "ok"]
     _draw_failures(axes, list(series), failures, any_measured=len(failures) < len(rows))
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+    axes.set_title(title, fontsize=10, loc="left", parse_math=False)
+    # A name may begin with an underscore, which legends leave out, or hold dollar signs, which they read as formulas.
+    stand_ins = ["name"] * len(series)
+    legend = axes.legend(axes.lines, stand_ins, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    for text, line in zip(legend.get_texts(), axes.lines, strict=True):
+        text.set_parse_math(False)
+        text.set_text(str(line.get_label()))
 
 
 def _draw_failures(
     axes: Axes,
-    order: list[tuple[str, str]],
-    failures: Sequence[tuple[tuple[str, str], SummaryRow]],
+    order: list[Series],
+    failures: Sequence[tuple[Series, SummaryRow]],
     *,
     any_measured: bool,
 ) -> None:

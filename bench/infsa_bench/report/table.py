@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
+from rich.console import JustifyMethod
 from rich.table import Table
+from rich.text import Text
 
 from infsa_bench.analyze.summary import SummaryRow
 from infsa_bench.errors import SpecError
@@ -29,22 +30,23 @@ COLUMNS = (
     "parameters",
     "status",
 )
-TERMINAL_COLUMNS = (
-    "mechanism",
-    "resolution",
-    "latency",
-    "95 % interval",
-    "images/s",
-    "peak memory",
-    "status",
-)
+TERMINAL_COLUMNS = {
+    "mechanism": "mechanism",
+    "implementation": "impl",
+    "resolution": "side",
+    "latency": "latency",
+    "95 % interval": "95 % interval",
+    "images/s": "images/s",
+    "peak memory": "memory",
+    "status": "status",
+}
 RIGHT_ALIGNED = frozenset(COLUMNS) - {"mechanism", "implementation", "status"}
 
 
 def render_markdown(run: Run, rows: Sequence[SummaryRow]) -> str:
     """Return the whole report of a run as Markdown: where it ran, a table a block, departures as footnotes."""
     lines = [f"# {_escape(run.name)}", ""]
-    lines += [f"- {line}" for line in describe_run(run, rows)]
+    lines += [f"- {_escape(line)}" for line in describe_run(run, rows)]
     for title, block in blocks(rows):
         lines += ["", f"## {_escape(title)}", ""]
         lines.append("| " + " | ".join(COLUMNS) + " |")
@@ -68,15 +70,18 @@ def render_csv(rows: Sequence[SummaryRow]) -> str:
 
 def render_terminal(title: str, rows: Sequence[SummaryRow]) -> Table:
     """Return one block as a table that fits a terminal of 80 columns: what is compared, not all that is known."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in TERMINAL_COLUMNS:
-        table.add_column(column, justify="right" if column in RIGHT_ALIGNED else "left", no_wrap=column != "status")
-    several = len({row.case.implementation for row in rows}) > 1
+    # Text, not str: names come from files, and rich would read brackets in them as markup.
+    table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    implementations = {row.case.implementation for row in rows}
+    columns = [column for column in TERMINAL_COLUMNS if column != "implementation" or len(implementations) > 1]
+    for column in columns:
+        justify: JustifyMethod = "right" if column in RIGHT_ALIGNED else "left"
+        table.add_column(TERMINAL_COLUMNS[column], justify=justify, overflow="fold")
     for row in rows:
         cells = dict(zip(COLUMNS, _cells(row), strict=True))
-        if several:
-            cells["mechanism"] += f".{cells['implementation']}"
-        table.add_row(*(cells[column] for column in TERMINAL_COLUMNS))
+        # The flags themselves would not fit; they stand below the table.
+        cells["status"] = row.status + ("*" if row.flags else "")
+        table.add_row(*(Text(cells[column]) for column in columns))
     return table
 
 
@@ -131,7 +136,7 @@ def _frame(rows: Sequence[SummaryRow]) -> pd.DataFrame:
         | {name: getattr(row.case, name) for name in case_fields}
         | {"options": ",".join(f"{key}={value}" for key, value in row.case.options), "tokens": row.case.tokens}
         | {name: getattr(row, name) for name in row_fields}
-        | {"flags": " ".join(row.flags)}
+        | {"reason": " ".join(row.reason.split()), "flags": " ".join(row.flags)}
         for row in rows
     ]
     columns = ["cell", *case_fields, "options", "tokens", *row_fields, "flags"]

@@ -30,7 +30,7 @@ def format_duration(seconds: float) -> str:
 
 
 def _time_unit(seconds: float) -> tuple[str, float]:
-    return next((unit for unit in _TIME_UNITS if seconds >= unit[1]), _TIME_UNITS[-1])
+    return next((unit for unit in _TIME_UNITS if float(f"{seconds:.2e}") >= unit[1]), _TIME_UNITS[-1])
 
 
 def format_bytes(count: float) -> str:
@@ -45,5 +45,6 @@ def significant(value: float, digits: int = 3) -> str:
     """Return ``value`` with that many significant digits, never in scientific notation."""
     if value == 0:
         return "0"
-    places = max(0, digits - 1 - int(f"{value:e}".partition("e")[2]))
+    # The exponent after rounding: 9.996 has three significant digits as 10.0.
+    places = max(0, digits - 1 - int(f"{value:.{digits - 1}e}".partition("e")[2]))
     return f"{value:.{places}f}"
