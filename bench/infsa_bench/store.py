@@ -56,7 +56,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A loaded run. ``records`` hold each case once, in the order in which they were measured."""
+    """A loaded run. ``records`` hold each case once, in the order of the plan, whatever order they were measured in."""
 
     path: Path
     manifest: Manifest
@@ -116,7 +116,9 @@ def load(path: Path) -> Run:
     records, torn = _read_records(path / RECORDS)
     if torn:
         raise SchemaError(f"{path / RECORDS}: the last line is torn; sweep --resume drops it and measures it again")
-    return Run(path=path, manifest=manifest, records=records)
+    position = {case_id: index for index, case_id in enumerate(manifest.plan)}
+    ordered = sorted(records, key=lambda record: position.get(record.case.id, len(position)))
+    return Run(path=path, manifest=manifest, records=tuple(ordered))
 
 
 def _read_records(file: Path) -> tuple[tuple[Record, ...], int]:

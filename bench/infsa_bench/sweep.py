@@ -22,6 +22,9 @@ MEMORY_SHARE = 0.6
 MIN_TIMEOUT_SECONDS = 60.0
 TIMEOUT_OVER_PREDICTED = 20.0
 
+GRACE_SECONDS = 5.0
+"""Time after the deadline for a case to end by itself, before its worker is killed."""
+
 
 class Progress(Interface):
     """Who is told how the sweep goes on."""
@@ -106,7 +109,7 @@ def _launch(plan: Plan, launcher: Launcher, case: Case, prediction: Prediction) 
     limit_seconds = None
     if plan.deadline is not None:
         limit_seconds = max(0.0, plan.deadline - time.monotonic())
-        timeout_seconds = min(timeout_seconds, limit_seconds)
+        timeout_seconds = min(timeout_seconds, limit_seconds + GRACE_SECONDS)
     return launcher.run(case, plan.protocol, timeout_seconds=timeout_seconds, limit_seconds=limit_seconds)
 
 

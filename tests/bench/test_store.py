@@ -34,10 +34,10 @@ def write(path: Path, records: tuple[Record, ...] = RECORDED) -> None:
             writer.append(record)
 
 
-def test_what_is_appended_is_loaded_in_order(path: Path) -> None:
-    reverse = (*RECORDED[::-1], make_record(make_failure(), resolution=768))
-    write(path, reverse)
-    assert load(path) == Run(path=path, manifest=PLAN, records=reverse)
+def test_what_is_appended_is_loaded_in_the_order_of_the_plan(path: Path) -> None:
+    unplanned = make_record(make_failure(), resolution=768)
+    write(path, (unplanned, *RECORDED[::-1]))
+    assert load(path) == Run(path=path, manifest=PLAN, records=(*RECORDED, unplanned))
     assert load_manifest(path) == PLAN
 
 

@@ -118,7 +118,7 @@ def test_a_case_cannot_outlast_the_budget(tmp_path: Path) -> None:
     records = run_with_fake_worker(tmp_path / "run", make_plan([make_case(behave="hang")], seconds=5.0))
     assert isinstance(records[0].outcome, Failure)
     assert records[0].outcome.kind == "timeout"
-    assert time.monotonic() - started < 15.0
+    assert time.monotonic() - started < 20.0
 
 
 def test_the_prediction_of_a_sweep_leaves_out_what_will_be_skipped() -> None:

@@ -51,7 +51,7 @@ class SummaryRow:
 
 
 def summarize(records: Iterable[Record]) -> list[SummaryRow]:
-    """Return one row a record, ordered by config, phase, resolution and the order of measuring."""
+    """Return one row a record, ordered by config, phase, batch size, resolution, and then as the records come."""
     rows = [_row(record) for record in records]
     return sorted(rows, key=lambda row: (row.case.config, row.case.phase, row.case.batch_size, row.case.resolution))
 

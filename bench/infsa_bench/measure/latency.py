@@ -52,8 +52,8 @@ def time_calls(
 ) -> Samples:
     """Time single calls, each from an empty queue until the device is done.
 
-    On CUDA two events around the same call give its ``gpu_seconds``. Ends as the protocol says, or once
-    ``limit_seconds`` have passed; at least one call is timed.
+    On CUDA two events around the same call give its ``gpu_seconds``. Ends as the protocol says, or before
+    ``limit_seconds`` are over; at least one call is timed.
     """
     latencies: list[float] = []
     gpu_seconds: list[float] = []
@@ -76,7 +76,8 @@ def time_calls(
             gpu_seconds.append(events[0].elapsed_time(events[1]) / 1e3)
         elapsed_seconds = (end - start) / 1e9
         finished = _is_finished(protocol, len(latencies), elapsed_seconds)
-        if finished or (limit_seconds is not None and elapsed_seconds >= limit_seconds):
+        # The next call will take as long as this one did: it must fit as well.
+        if finished or (limit_seconds is not None and elapsed_seconds + latencies[-1] > limit_seconds):
             break
     return Samples(
         latencies_seconds=tuple(latencies),
