@@ -113,12 +113,13 @@ def test_a_cell_above_sixty_percent_of_memory_is_skipped_with_its_prediction(tmp
     assert isinstance(record.outcome, Measurement)
 
 
-def test_a_case_cannot_outlast_the_budget(tmp_path: Path) -> None:
+def test_a_case_cannot_outlast_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infsa_bench.sweep.GRACE_SECONDS", 0.5)
     started = time.monotonic()
-    records = run_with_fake_worker(tmp_path / "run", make_plan([make_case(behave="hang")], seconds=5.0))
+    records = run_with_fake_worker(tmp_path / "run", make_plan([make_case(behave="hang")], seconds=3.0))
     assert isinstance(records[0].outcome, Failure)
     assert records[0].outcome.kind == "timeout"
-    assert time.monotonic() - started < 20.0
+    assert time.monotonic() - started < 10.0
 
 
 def test_the_prediction_of_a_sweep_leaves_out_what_will_be_skipped() -> None:
@@ -165,11 +166,11 @@ def wait_for_records(out: Path, count: int, seconds: float = 120.0) -> None:
 def test_all_nine_killed_midway_and_resumed_end_once_each(tmp_path: Path) -> None:
     """The whole process group is killed; the worker, in a session of its own, must go as well."""
     out = tmp_path / "results" / "nine"
-    words = ["sweep", "--res", "32,48", "--device", "cpu", "--iterations", "2", "--out", str(out), "--resume"]
+    words = ["sweep", "--res", "32", "--device", "cpu", "--iterations", "2", "--out", str(out), "--resume"]
     first = subprocess.Popen(
         [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
-    wait_for_records(out, 5)
+    wait_for_records(out, 3)
     workers = worker_processes(out)
     assert workers
     os.killpg(first.pid, signal.SIGKILL)
@@ -179,12 +180,11 @@ def test_all_nine_killed_midway_and_resumed_end_once_each(tmp_path: Path) -> Non
 
     second = subprocess.run([*COMMAND, *words], capture_output=True, text=True)
     assert second.returncode == 0, second.stderr
-    assert "18 cells planned" in second.stdout
+    assert "9 cells planned" in second.stdout
     whole = kept[: kept.rfind(b"\n") + 1]
     assert (out / RECORDS).read_bytes().startswith(whole)
     records = load(out).records
-    cells = Counter((record.case.mechanism, record.case.resolution) for record in records)
-    assert cells == {(mechanism, resolution): 1 for mechanism in MECHANISMS for resolution in (32, 48)}
+    assert Counter(record.case.mechanism for record in records) == dict.fromkeys(MECHANISMS, 1)
     for record in records:
         assert isinstance(record.outcome, Measurement), record
         assert record.outcome.flags == ()
@@ -234,12 +234,12 @@ def test_ctrl_c_keeps_what_is_recorded_and_says_how_to_go_on(tmp_path: Path) -> 
         (["--execution", "cuda-graph"], {"unsupported"}),
         (["--phase", "train", "--dtype", "bf16,fp32"], {"unsupported", "ok"}),
         (["--phase", "train", "--dtype", "amp-bf16"], {"ok"}),
-        (["--phase", "infer", "--dtype", "bf16,fp16,amp-fp16"], {"ok"}),
+        (["--phase", "infer", "--dtype", "bf16,amp-fp16"], {"ok"}),
     ],
 )
 def test_phases_precisions_and_modes(tmp_path: Path, words: list[str], kinds: set[str]) -> None:
     out = tmp_path / "results" / "run"
-    words = [*words, "--mechanisms", "softmax,infsa-linear", "--res", "32", "--device", "cpu", "--iterations", "2"]
+    words = [*words, "--mechanisms", "infsa-linear", "--res", "32", "--device", "cpu", "--iterations", "2"]
     done = subprocess.run([*COMMAND, "sweep", *words, "--out", str(out)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     outcomes = [record.outcome for record in load(out).records]

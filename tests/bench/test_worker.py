@@ -1,0 +1,66 @@
+"""What the worker does with a case, in this process; test_launcher and test_sweep run it as a process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_launcher import make_case
+
+from infsa_bench.execute import worker
+from infsa_bench.execute.messages import Message, RunCommand, StageReached
+from infsa_bench.execute.worker import check_mechanism, run_case
+from infsa_bench.measure.memory import PeakMemory
+from infsa_bench.record import Failure
+from infsa_bench.spec import PROTOCOLS
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ("os:system", "TypeError: os:system is not a torch.nn.Module class"),
+        ("no_such_package.module:Class", "ModuleNotFoundError: No module named 'no_such_package'"),
+        ("torch.nn:NoSuchClass", "TypeError: torch.nn:NoSuchClass is not a torch.nn.Module class"),
+        ("torch.nn:Linear", "TypeError: "),
+        ("torch.nn:Flatten", "TypeError: "),
+        # By contract this one is a mechanism: it takes any arguments and returns tokens of the same shape.
+        ("torch.nn:Identity", None),
+    ],
+)
+def test_check_mechanism(target: str, problem: str | None) -> None:
+    found = check_mechanism(target)
+    assert found is None if problem is None else found is not None and found.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "oom"),
+        (MemoryError(), "host_oom"),
+        (RuntimeError("input tensor is too large for 32-bit index math"), "unsupported"),
+        (ZeroDivisionError("division by zero"), "error"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["build", "warm-up", "timing"])
+def test_an_error_at_any_stage_is_an_outcome(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str, stage: str
+) -> None:
+    where = {"build": "build_workload", "warm-up": "warm_up", "timing": "time_calls"}[stage]
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    if stage != "build":
+        monkeypatch.setattr(worker, "build_workload", lambda case, device: type("Workload", (), {"call": None}))
+    if stage == "timing":
+        monkeypatch.setattr(worker, "warm_up", lambda *arguments: ())
+    monkeypatch.setattr(worker, where, fail)
+    sent: list[Message] = []
+    command = RunCommand(case=make_case(), protocol=PROTOCOLS["quick"], limit_seconds=None)
+    finished = run_case(command, CPU, PeakMemory(CPU), sent.append)
+    assert isinstance(finished.outcome, Failure)
+    assert (finished.outcome.kind, finished.outcome.stage) == (kind, stage)
+    assert finished.outcome.exception == type(error).__name__
+    assert not finished.reusable
+    assert sent[-1] == StageReached(stage=stage)
