@@ -19,7 +19,9 @@ from infsa_bench.store import RunWriter
 MEMORY_SHARE = 0.6
 """Share of free host memory above which a case on a CPU is skipped: there, running out takes the machine along."""
 
-MIN_TIMEOUT_SECONDS = 60.0
+MIN_TIMEOUT_SECONDS = {"eager": 60.0, "compile": 900.0, "cuda-graph": 120.0}
+"""By mode of execution: compiling a deep model takes minutes, whatever its FLOPs."""
+
 TIMEOUT_OVER_PREDICTED = 20.0
 
 GRACE_SECONDS = 5.0
@@ -105,7 +107,7 @@ def predicted_seconds(plan: Plan, predictions: Sequence[Prediction]) -> float:
 
 
 def _launch(plan: Plan, launcher: Launcher, case: Case, prediction: Prediction) -> CaseRun:
-    timeout_seconds = max(MIN_TIMEOUT_SECONDS, TIMEOUT_OVER_PREDICTED * prediction.seconds)
+    timeout_seconds = max(MIN_TIMEOUT_SECONDS[case.execution], TIMEOUT_OVER_PREDICTED * prediction.seconds)
     limit_seconds = None
     if plan.deadline is not None:
         limit_seconds = max(0.0, plan.deadline - time.monotonic())

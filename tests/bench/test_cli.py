@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_launcher import fake_command
 
 from infsa_bench.cli import main
-from infsa_bench.store import MANIFEST, RECORDS
+from infsa_bench.execute.launcher import Launcher
+from infsa_bench.record import Record
+from infsa_bench.store import MANIFEST, RECORDS, RunWriter
 
 
 class Result:
@@ -227,3 +230,14 @@ def test_help_and_version(run: CommandLine) -> None:
     assert run("--version").out.startswith("infsa-bench ")
     assert "sweep" in run("--help").out
     assert "--time-budget" in run("sweep", "--help").out
+
+
+def test_a_sweep_that_cannot_go_on_exits_5(run: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: RunWriter, record: Record) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunWriter, "append", full)
+    monkeypatch.setattr("infsa_bench.commands.sweep.Launcher", lambda device: Launcher(device, fake_command))
+    result = run("sweep", "--res", "32", "--mechanisms", "softmax", "--out", "results/x")
+    assert (result.code, result.err.count("\n")) == (5, 1)
+    assert "stopped early: cannot write to results/x: [Errno 28] No space left on device" in result.err

@@ -6,7 +6,7 @@ import pytest
 from sample_records import make_case, make_measurement
 
 from infsa_bench.analyze import predict
-from infsa_bench.analyze.predict import MAX_GROWTH, UNKNOWN_BUILD_SECONDS, Prediction, Predictor
+from infsa_bench.analyze.predict import MAX_GROWTH, UNKNOWN_SETUP_SECONDS, Prediction, Predictor
 from infsa_bench.record import Measurement
 from infsa_bench.spec import Case, Protocol
 from infsa_models.cost import Cost, vit_cost
@@ -51,7 +51,7 @@ def seconds_of(predictor: Predictor, case: Case) -> float:
 
 def test_without_experience_the_rate_of_the_product_counts(predictor: Predictor) -> None:
     prediction = predictor.predict(make_case(), PROTOCOL)
-    assert prediction == Prediction(seconds=UNKNOWN_BUILD_SECONDS + 2 * 197, peak_bytes=4000 + 7 * 197)
+    assert prediction == Prediction(seconds=UNKNOWN_SETUP_SECONDS["eager"] + 2 * 197, peak_bytes=4000 + 7 * 197)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_without_experience_the_rate_of_the_product_counts(predictor: Predictor)
 )
 def test_rates_go_by_precision_and_fall_back_to_float32(predictor: Predictor, precision: str, rate: int) -> None:
     case = make_case(precision=precision)
-    assert seconds_of(predictor, case) == pytest.approx(UNKNOWN_BUILD_SECONDS + 2 * 197_000 / rate)
+    assert seconds_of(predictor, case) == pytest.approx(UNKNOWN_SETUP_SECONDS["eager"] + 2 * 197_000 / rate)
 
 
 def test_limits_of_the_protocol_count(predictor: Predictor) -> None:
@@ -72,7 +72,7 @@ def test_limits_of_the_protocol_count(predictor: Predictor) -> None:
         timed_seconds=1000.0,
     )
     # 197 s an iteration: two of them pass the 300 s of the warm-up, six the 1000 s of the timing.
-    assert predictor.predict(make_case(), protocol).seconds == UNKNOWN_BUILD_SECONDS + (2 + 6) * 197
+    assert predictor.predict(make_case(), protocol).seconds == UNKNOWN_SETUP_SECONDS["eager"] + (2 + 6) * 197
 
 
 @pytest.mark.parametrize("resolution", [224, 384, 512, 9216])
@@ -160,7 +160,7 @@ def test_an_unknown_mechanism_counts_as_its_host(predictor: Predictor, phase: st
     case = make_case(mechanism="some.package:Mixer", phase=phase, batch_size=2)
     host_flops = 24 * 4 * 2 * 197 * 1024**2 * factor
     prediction = predictor.predict(case, PROTOCOL)
-    assert prediction.seconds == pytest.approx(UNKNOWN_BUILD_SECONDS + 2 * host_flops / 1000)
+    assert prediction.seconds == pytest.approx(UNKNOWN_SETUP_SECONDS["eager"] + 2 * host_flops / 1000)
     assert prediction.peak_bytes is None
     predictor.observe(case, took(0.5 * host_flops / 1000))
     assert seconds_of(predictor, case) == pytest.approx(0.5 + 2 * 0.5 * host_flops / 1000)
@@ -173,7 +173,19 @@ def test_real_formulas_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
         "infsa-linear", "4L-64H", 1024, implementation="reference", batch_size=1, phase="infer", precision="bf16"
     )
     prediction = Predictor({"fp32": 1e9, "bf16": 1e10}).predict(case, PROTOCOL)
-    assert prediction.seconds == pytest.approx(UNKNOWN_BUILD_SECONDS + 2 * cost.matmul_flops / 1e10)
+    assert prediction.seconds == pytest.approx(UNKNOWN_SETUP_SECONDS["eager"] + 2 * cost.matmul_flops / 1e10)
     assert prediction.peak_bytes == cost.model_bytes + cost.peak_activation_bytes
     unknown = replace(case, mechanism="some.package:Mixer")
     assert Predictor({"fp32": 1e9}).predict(unknown, PROTOCOL).peak_bytes is None
+
+
+def test_compiling_counts_as_setting_up_and_only_among_compiled_cases(predictor: Predictor) -> None:
+    compiled = replace(make_case(), execution="compile")
+    unknown = predictor.predict(compiled, PROTOCOL)
+    eager = predictor.predict(make_case(), PROTOCOL)
+    extra = UNKNOWN_SETUP_SECONDS["compile"] - UNKNOWN_SETUP_SECONDS["eager"]
+    assert unknown.seconds - eager.seconds == pytest.approx(extra)
+    slow_start = make_measurement([2.0, 2.0, 2.0], warmup_seconds=(42.0, 2.0), build_seconds=0.5)
+    predictor.observe(compiled, slow_start)
+    assert predictor.predict(compiled, PROTOCOL).seconds == pytest.approx(0.5 + 40.0 + 2 * 2.0)
+    assert predictor.predict(make_case(), PROTOCOL) == eager

@@ -13,7 +13,9 @@ from infsa_bench.spec import Case, Protocol
 from infsa_models.cost import Cost, vit_cost
 from infsa_models.registry import CONFIGS
 
-UNKNOWN_BUILD_SECONDS = 1.0
+UNKNOWN_SETUP_SECONDS = {"eager": 1.0, "compile": 60.0, "cuda-graph": 3.0}
+"""Building a model, and compiling or capturing it, by mode of execution, before any experience."""
+
 MAX_GROWTH = 4.0
 """Most that the ratio of real to predicted time is extrapolated to grow from one resolution to the next."""
 
@@ -30,7 +32,7 @@ class Prediction:
 class _Experience:
     tokens: int
     ratio: float
-    build_seconds: float
+    setup_seconds: float
 
 
 class Predictor:
@@ -51,20 +53,23 @@ class Predictor:
         """Return what ``case`` will take under ``protocol``."""
         cost = _cost(case)
         experience = self._nearest(case)
-        build_seconds = max((item.build_seconds for item in experience), default=UNKNOWN_BUILD_SECONDS)
+        unknown = UNKNOWN_SETUP_SECONDS[case.execution]
+        setup_seconds = max((item.setup_seconds for item in experience), default=unknown)
         iteration_seconds = self._computed_seconds(case, cost) * self._ratio(case, experience)
         return Prediction(
-            seconds=build_seconds + iteration_seconds * protocol.expected_iterations(iteration_seconds),
+            seconds=setup_seconds + iteration_seconds * protocol.expected_iterations(iteration_seconds),
             peak_bytes=None if cost is None else cost.model_bytes + cost.peak_activation_bytes,
         )
 
     def observe(self, case: Case, measurement: Measurement) -> None:
         """Learn from a finished case."""
         seconds = statistics.median(measurement.latencies_seconds)
+        first_seconds = (measurement.warmup_seconds or measurement.latencies_seconds)[0]
         experience = _Experience(
             tokens=case.tokens,
             ratio=seconds / self._computed_seconds(case, _cost(case)),
-            build_seconds=measurement.build_seconds,
+            # The first call compiles; what it takes beyond a later one is setting up.
+            setup_seconds=measurement.build_seconds + max(0.0, first_seconds - seconds),
         )
         known = self._experience.setdefault(_family(case), [])
         known[:] = sorted([item for item in known if item.tokens != case.tokens] + [experience], key=_tokens)
@@ -75,7 +80,9 @@ class Predictor:
         if own:
             return own
         return [
-            min(items, key=lambda item: abs(math.log(item.tokens / case.tokens))) for items in self._experience.values()
+            min(items, key=lambda item: abs(math.log(item.tokens / case.tokens)))
+            for family, items in self._experience.items()
+            if family.execution == case.execution
         ]
 
     def _ratio(self, case: Case, experience: list[_Experience]) -> float:

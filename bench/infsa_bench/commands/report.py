@@ -52,6 +52,7 @@ def print_tables(run: Run, rows: list[SummaryRow], console: Console) -> None:
             console.print(f"* {row.case.cell}: {', '.join(row.flags)}", markup=False, highlight=False, soft_wrap=True)
         if row.status not in ("ok", "skipped"):
             console.print(f"{row.case.cell}: {row.status}: {row.reason}", markup=False, highlight=False, soft_wrap=True)
+    console.print("how `reference` departs from the published code: infsa-bench list, or the report's table")
     skipped = sum(row.status == "skipped" for row in rows)
     if skipped:
         console.print(f"{skipped} cells skipped, predicted not to fit; the predictions are in the report's table")

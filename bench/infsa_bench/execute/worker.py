@@ -107,10 +107,10 @@ def _read_commands() -> queue.SimpleQueue[Command]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the torch device for ``auto``, ``cpu`` or ``cuda:N``; ``auto`` is the first GPU if there is one."""
+    """Return the torch device for ``auto``, ``cpu``, ``cuda`` (the first GPU) or ``cuda:N``; ``auto`` prefers a GPU."""
     if name == "auto":
-        name = "cuda:0" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda:0" if name == "cuda" else name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device

@@ -113,6 +113,7 @@ def _draw_failures(
     low, high = axes.get_ylim() if any_measured else (1e-3, 1.0)
     # The data keep the lower part of a logarithmic axis; the marks get a strip above it.
     axes.set_ylim(low, high * (high / low) ** (0.045 * len(order)))
+    axes.hlines(high, *axes.get_xlim(), colors="grey", linestyles=":", linewidth=0.8)
     letters: dict[str, str] = {}
     for key, row in failures:
         letter = FAILURE_LETTERS[row.status]
