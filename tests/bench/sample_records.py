@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import fake_worker
 from hypothesis import strategies as st
 
-from infsa_bench.record import SCHEMA_VERSION, Environment, Failure, FailureKind, Measurement, Outcome, Record
+from infsa_bench.record import SCHEMA_VERSION, Failure, FailureKind, Measurement, Outcome, Record
 from infsa_bench.spec import PROTOCOLS, Case
 from infsa_bench.store import Manifest, Run, Settings
 
@@ -26,24 +27,13 @@ CASE = Case(
     execution="eager",
 )
 
-ENVIRONMENT = Environment(
-    device="cpu",
+ENVIRONMENT = dataclasses.replace(
+    fake_worker.ENVIRONMENT,
     device_name="Xeon 8481C",
-    device_uuid=None,
     device_memory_bytes=16 * 2**30,
-    driver_version=None,
-    cuda_version=None,
-    cudnn_version=None,
     torch_version="2.10.0",
     timm_version="1.0.22",
-    python_version="3.11.7",
-    operating_system="Linux 6.1",
-    cpu_name="Xeon 8481C",
-    cpu_count=2,
     torch_threads=2,
-    float32_matmul_precision="highest",
-    cudnn_benchmark=False,
-    allocator_settings=None,
     infsa_bench_version="0.1.0",
     git_commit="0123456789abcdef0123456789abcdef01234567",
     git_dirty=False,

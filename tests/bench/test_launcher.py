@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sample_records
 from fake_worker import MEASUREMENT
 
 from infsa_bench.errors import SweepStoppedError
@@ -27,17 +28,8 @@ def fake_command(device: str, message_fd: int, parent_pid: int) -> list[str]:
 
 
 def make_case(**options: str) -> Case:
-    return Case(
-        mechanism="softmax",
-        implementation="reference",
-        config="4L-64H",
-        resolution=224,
-        batch_size=1,
-        precision="fp32",
-        phase="infer",
-        execution="eager",
-        options=tuple(options.items()),
-    )
+    """Return a case whose options tell the fake worker what to do."""
+    return sample_records.make_case(options=tuple(options.items()))
 
 
 @pytest.fixture

@@ -70,6 +70,7 @@ def test_a_measured_row() -> None:
             timed_iterations=6,
             gpu_seconds=0.002,
             images_per_second=7 / 0.035,
+            base_parameters=57_650_152,
             parameters=57_650_152,
             model_bytes=230_600_608,
             peak_memory_bytes=300 * 2**20,

@@ -10,6 +10,7 @@ from scipy import stats
 
 from infsa_bench.record import Failure, FailureKind, Measurement, Record
 from infsa_bench.spec import Case
+from infsa_models.cost import vit_cost
 
 CONFIDENCE = 0.95
 
@@ -28,6 +29,7 @@ class SummaryRow:
         timed_iterations: samples behind them.
         gpu_seconds: median time between two CUDA events around the iteration; None on a CPU.
         images_per_second: batch size over ``latency_seconds``: single batches, not a saturated queue.
+        base_parameters: of the same model at 224 x 224, as papers report them, by formula; None without formulas.
         parameters: as built for this resolution.
         model_bytes: as in Measurement.
         peak_memory_bytes: as in Measurement.
@@ -44,6 +46,7 @@ class SummaryRow:
     timed_iterations: int | None = None
     gpu_seconds: float | None = None
     images_per_second: float | None = None
+    base_parameters: int | None = None
     parameters: int | None = None
     model_bytes: int | None = None
     peak_memory_bytes: int | None = None
@@ -76,11 +79,19 @@ def _row(record: Record) -> SummaryRow:
                 timed_iterations=len(measurement.latencies_seconds),
                 gpu_seconds=statistics.median(measurement.gpu_seconds) if measurement.gpu_seconds else None,
                 images_per_second=record.case.batch_size / median,
+                base_parameters=_base_parameters(record.case),
                 parameters=measurement.parameters,
                 model_bytes=measurement.model_bytes,
                 peak_memory_bytes=measurement.peak_memory_bytes,
                 flags=measurement.flags,
             )
+
+
+def _base_parameters(case: Case) -> int | None:
+    try:
+        return vit_cost(case.mechanism, case.config, 224, implementation=case.implementation).base_parameters
+    except KeyError:
+        return None
 
 
 def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:

@@ -41,7 +41,7 @@ def list_mechanisms(console: Console) -> None:
 
 def _ours(mechanism: str, config: str) -> str:
     try:
-        return f"{vit_cost(mechanism, config, 224).parameters:,}"
+        return f"{vit_cost(mechanism, config, 224).base_parameters:,}"
     except KeyError:
         return "unknown"
 

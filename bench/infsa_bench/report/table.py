@@ -27,6 +27,7 @@ COLUMNS = (
     "95 % interval",
     "images/s",
     "peak memory",
+    "parameters at 224",
     "parameters",
     "status",
 )
@@ -130,7 +131,7 @@ def describe_environment(environment: Environment) -> str:
 def _frame(rows: Sequence[SummaryRow]) -> pd.DataFrame:
     case_fields = [field.name for field in dataclasses.fields(Case) if field.name != "options"]
     row_fields = [field.name for field in dataclasses.fields(SummaryRow) if field.name not in ("case", "flags")]
-    whole_numbers = ("timed_iterations", "parameters", "model_bytes", "peak_memory_bytes")
+    whole_numbers = ("timed_iterations", "base_parameters", "parameters", "model_bytes", "peak_memory_bytes")
     records = [
         {"cell": row.case.cell}
         | {name: getattr(row.case, name) for name in case_fields}
@@ -157,6 +158,7 @@ def _cells(row: SummaryRow) -> list[str]:
         few if low is None or high is None else format_interval_seconds(low, high),
         "" if row.images_per_second is None else significant(row.images_per_second),
         "" if row.peak_memory_bytes is None else format_bytes(row.peak_memory_bytes),
+        "" if row.base_parameters is None else f"{row.base_parameters:,}",
         "" if row.parameters is None else f"{row.parameters:,}",
         status,
     ]
