@@ -6,6 +6,7 @@ sigkill-until=PATH (dies until PATH has two lines), sleep=SECONDS.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -58,7 +59,10 @@ def main() -> None:
     def send(message: object) -> None:
         os.write(message_fd, to_line(message))  # type: ignore[arg-type]
 
-    send(Hello(environment=ENVIRONMENT, matmul_flops_per_second={"fp32": 1e12}, available_bytes=2**40))
+    # A device that is asked for by name is there.
+    device = sys.argv[1] if sys.argv[1].startswith("cuda") else "cpu"
+    environment = dataclasses.replace(ENVIRONMENT, device=device)
+    send(Hello(environment=environment, matmul_flops_per_second={"fp32": 1e12}, available_bytes=2**40))
     for line in sys.stdin.buffer:
         command = from_line(line)
         if isinstance(command, CheckCommand):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ from test_launcher import fake_command
 from infsa_bench.cli import main
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.record import Record
-from infsa_bench.store import MANIFEST, RECORDS, RunWriter
+from infsa_bench.store import MANIFEST, RECORDS, RunWriter, load_manifest
 
 
 class Result:
@@ -232,12 +234,92 @@ def test_help_and_version(run: CommandLine) -> None:
     assert "--time-budget" in run("sweep", "--help").out
 
 
-def test_a_sweep_that_cannot_go_on_exits_5(run: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def run_fake(run: CommandLine, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    """The command line over a worker that measures nothing and has every device."""
+    monkeypatch.setattr("infsa_bench.commands.sweep.Launcher", lambda device: Launcher(device, fake_command))
+    return run
+
+
+def planned(result: Result) -> list[str]:
+    assert result.code == 0, result.err
+    return re.findall(r"^(infsa/\S+/p0): ", result.out, re.MULTILINE)
+
+
+def test_defaults_on_a_cpu(run_fake: CommandLine) -> None:
+    result = run_fake("sweep", "--device", "cpu", "--dry-run")
+    cells = planned(result)
+    assert len(cells) == 9 * 5
+    assert {cell.split("/", 2)[2] for cell in cells} == {
+        f"4L-64H/r{side}/b1/fp32/infer/eager/p0" for side in (224, 384, 512, 768, 1024)
+    }
+    # Four minutes for everything, a quarter of one kept back for ending and rendering.
+    assert re.search(r"3 min 4\d s of the time budget left", result.out)
+
+
+def test_defaults_on_a_gpu(run_fake: CommandLine) -> None:
+    result = run_fake("sweep", "--device", "cuda:0", "--dry-run")
+    cells = planned(result)
+    assert len(cells) == 9 * 12 * 2
+    assert {cell.split("/")[2] for cell in cells} == {"4L-64H", "24L-16H"}
+    assert {cell.split("/")[5] for cell in cells} == {"bf16"}
+    assert "/r9216/" in cells[-1]
+    assert "time budget" not in result.out
+    training = planned(run_fake("sweep", "--device", "cuda:0", "--phase", "train", "--res", "224", "--dry-run"))
+    assert {cell.split("/")[5] for cell in training} == {"amp-bf16"}
+
+
+def test_the_protocol_of_the_paper(run_fake: CommandLine) -> None:
+    words = ["sweep", "--res", "1024", "--mechanisms", "softmax", "--protocol", "paper", "--device", "cuda:0"]
+    assert {cell.split("/")[5] for cell in planned(run_fake(*words, "--dry-run"))} == {"amp-fp16"}
+    assert run_fake(*words, "--out", "results/paper").code == 0
+    protocol = load_manifest(run_fake.folder / "results/paper").settings.protocol
+    assert (protocol.name, protocol.warmup_iterations, protocol.timed_iterations) == ("paper", 50, 300)
+    assert protocol.expected_iterations(100.0) == 350
+
+
+def test_the_time_budget_can_be_lifted(run_fake: CommandLine) -> None:
+    result = run_fake("sweep", "--device", "cpu", "--res", "32", "--time-budget", "none", "--dry-run")
+    assert result.code == 0
+    assert "time budget" not in result.out
+
+
+def test_what_resuming_prints_is_what_to_type(run_fake: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("infsa_bench.commands.sweep.run_plan", interrupt)
+        result = run_fake("sweep", "--res", "32", "--mechanisms", "softmax", "--device", "cpu")
+    assert result.code == 130
+    found = re.search(r"To go on: infsa-bench (.*)", result.out)
+    assert found is not None
+    resumed = run_fake(*shlex.split(found[1]))
+    assert resumed.code == 0, resumed.err
+    assert len(list((run_fake.folder / "results").iterdir())) == 1
+
+
+def test_resuming_a_run_that_does_not_exist_starts_it(run_fake: CommandLine) -> None:
+    result = run_fake("sweep", "--res", "32", "--device", "cpu", "--out", "results/new", "--resume")
+    assert result.code == 0, result.err
+    assert "9 cells planned, 9 recorded, 9 measured" in result.out
+
+
+def test_resuming_counts_on(run_fake: CommandLine) -> None:
+    words = ["sweep", "--res", "32", "--device", "cpu", "--out", "results/x"]
+    run_fake(*words, "--mechanisms", "softmax,mlla")
+    result = run_fake(*words, "--resume")
+    assert "9 cells planned, 2 of them recorded already" in result.out
+    assert "[3/9] " in result.out
+    assert "[9/9] " in result.out
+    assert "[10/9] " not in result.out
+
+
+def test_a_sweep_that_cannot_go_on_exits_5(run_fake: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: RunWriter, record: Record) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(RunWriter, "append", full)
-    monkeypatch.setattr("infsa_bench.commands.sweep.Launcher", lambda device: Launcher(device, fake_command))
-    result = run("sweep", "--res", "32", "--mechanisms", "softmax", "--out", "results/x")
+    result = run_fake("sweep", "--res", "32", "--mechanisms", "softmax", "--out", "results/x")
     assert (result.code, result.err.count("\n")) == (5, 1)
     assert "stopped early: cannot write to results/x: [Errno 28] No space left on device" in result.err
