@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 bad input; 5 the sweep had to stop early (device, disk); 1
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -20,11 +21,17 @@ UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Measure how attention mechanisms scale: latency, throughput and memory against image resolution.",
 )
+
+
+def _program() -> tuple[str, ...]:
+    """Return how this program was called, for commands that it tells the user to type."""
+    called = Path(sys.argv[0])
+    return (sys.executable, "-m", "infsa_bench") if called.name == "__main__.py" else (str(called),)
 
 
 def _print_version(wanted: bool) -> None:
@@ -35,11 +42,13 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[
+    context: typer.Context,
+    _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command("sweep")
@@ -68,7 +77,9 @@ def _sweep(
         str | None, typer.Option(help="For the whole sweep: 240, 90s, 4m, 2h or none. GPU: none, CPU: 4m.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of weights and inputs.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; its report goes to reports/ beside it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run, e.g. results/mine; its report goes to reports/mine.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Measure only what the run has no record of.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and its predictions; write nothing.")
@@ -95,7 +106,8 @@ def _sweep(
         out=out,
         resume=resume,
         dry_run=dry_run,
-        command=("infsa-bench", *sys.argv[1:]),
+        program=_program(),
+        words=tuple(sys.argv[1:]),
     )
     raise typer.Exit(sweep(request, Console()))
 
@@ -118,6 +130,10 @@ def _report(run: Annotated[Path, typer.Argument(help="Folder of a run, e.g. resu
 
 def main() -> None:
     """Run the command line; the user's faults become one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names and messages come from anywhere; a terminal that cannot show a character must not end a sweep.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
     except UsageError as error:

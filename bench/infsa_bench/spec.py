@@ -296,9 +296,9 @@ def parse_mechanisms(text: str) -> tuple[str, ...]:
     Raises:
         UnknownNameError, SpecError: as :func:`resolve_mechanisms`.
     """
-    names = tuple(dict.fromkeys(_items(text, "mechanism")))
-    if names == ("all",):
-        return tuple(known_mechanisms())
+    typed = _items(text, "mechanism")
+    names = tuple(dict.fromkeys([*(known_mechanisms() if "all" in typed else ()), *typed]))
+    names = tuple(name for name in names if name != "all")
     resolve_mechanisms(names)
     return names
 

@@ -69,9 +69,15 @@ class Run:
 
     @property
     def reports_path(self) -> Path:
-        """Where its report goes: ``reports/<run>`` beside ``results``."""
-        parent = self.path.resolve().parent
-        return (parent.parent if parent.name == "results" else parent) / "reports" / self.name
+        """Where its report goes: ``reports/<run>`` beside ``results``, or ``report`` in a run that lies elsewhere."""
+        return reports_path(self.path)
+
+
+def reports_path(path: Path) -> Path:
+    """Return where the report of the run in ``path`` goes; see :attr:`Run.reports_path`."""
+    path = path.resolve()
+    parent = path.parent
+    return parent.parent / "reports" / path.name if parent.name == "results" else path / "report"
 
 
 def is_run(path: Path) -> bool:
@@ -213,3 +219,9 @@ class RunWriter:
             handle.flush()
             os.fsync(handle.fileno())
         draft.replace(self.path / MANIFEST)
+        # The new names are on disk only once the folder is.
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

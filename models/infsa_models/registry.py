@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,8 +23,6 @@ NUM_CLASSES = 1000
 BASE_GRID = (14, 14)
 """Patch grid of 224 x 224, the resolution of the learned tables that are resampled to others."""
 
-Tier = Literal["quadratic", "linear", "unknown"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backbone:
@@ -33,11 +31,6 @@ class Backbone:
     depth: int
     num_heads: int
     embed_dim: int = EMBED_DIM
-
-    @property
-    def head_dim(self) -> int:
-        """Channels per head."""
-        return self.embed_dim // self.num_heads
 
 
 CONFIGS: Mapping[str, Backbone] = {
@@ -54,7 +47,6 @@ class Mechanism:
         title: Name as printed.
         implementations: Implementation name (``reference``, later ``fast``) to ``"package.module:Class"``.
         complexity: Time of the mixing step in tokens N, width D and the mechanism's own sizes.
-        tier: Growth with the number of tokens, as claimed by its authors.
         citation: Where it was published.
         departures: Differences of ``reference`` from the published code; tables print them as footnotes.
         unsupported: Precision name to the reason why ``reference`` cannot run in it.
@@ -63,7 +55,6 @@ class Mechanism:
     title: str
     implementations: Mapping[str, str]
     complexity: str
-    tier: Tier
     citation: str
     departures: tuple[str, ...] = ()
     unsupported: Mapping[str, str] = field(default_factory=dict)
@@ -74,7 +65,6 @@ MECHANISMS: Mapping[str, Mechanism] = {
         title="Softmax ViT",
         implementations={"reference": "infsa_models.mechanisms.softmax:SoftmaxAttention"},
         complexity="O(N^2 D)",
-        tier="quadratic",
         citation="Vaswani et al. 2017; Dosovitskiy et al. 2021",
         departures=(
             "the N x N matrix is written to memory, as the paper's latencies imply; "
@@ -85,25 +75,23 @@ MECHANISMS: Mapping[str, Mechanism] = {
         title="Linformer",
         implementations={"reference": "infsa_models.mechanisms.linformer:LinformerAttention"},
         complexity="O(N k D)",
-        tier="linear",
         citation="Wang et al. 2020, arXiv 2006.04768",
     ),
     "performer": Mechanism(
         title="Performer",
         implementations={"reference": "infsa_models.mechanisms.performer:PerformerAttention"},
         complexity="O(N m D)",
-        tier="linear",
         citation="Choromanski et al. 2021, arXiv 2009.14794",
         departures=(
             "features, sums over tokens and the division run in float32 whatever the precision "
             "(the package gives NaN in float16)",
+            "the random features are drawn once (the package redraws them every 1000 training steps)",
         ),
     ),
     "soft": Mechanism(
         title="SOFT",
         implementations={"reference": "infsa_models.mechanisms.soft:SoftAttention"},
         complexity="O(N m D + h m^3)",
-        tier="linear",
         citation="Lu et al. 2021, arXiv 2110.11945",
         departures=(
             "49 landmarks by average pooling at every resolution, as its authors describe "
@@ -116,7 +104,6 @@ MECHANISMS: Mapping[str, Mechanism] = {
         title="FLatten",
         implementations={"reference": "infsa_models.mechanisms.flatten:FlattenAttention"},
         complexity="O(N D^2 / h)",
-        tier="linear",
         citation="Han et al. 2023, arXiv 2308.00442",
         departures=(
             "the class token is an ordinary token outside the convolution (its public code has none)",
@@ -127,7 +114,6 @@ MECHANISMS: Mapping[str, Mechanism] = {
         title="Agent",
         implementations={"reference": "infsa_models.mechanisms.agent:AgentAttention"},
         complexity="O(N n_a D)",
-        tier="linear",
         citation="Han et al. 2024, arXiv 2312.08874",
         departures=("49 agents in every layer (the published base model has 81, and only in 4 of 12 layers)",),
     ),
@@ -135,7 +121,6 @@ MECHANISMS: Mapping[str, Mechanism] = {
         title="MLLA",
         implementations={"reference": "infsa_models.mechanisms.mlla:MllaAttention"},
         complexity="O(N D^2 / h)",
-        tier="linear",
         citation="Han et al. 2024, arXiv 2405.16605",
         departures=(
             "the gated mixer only, without the block's two positional convolutions; "
@@ -148,7 +133,6 @@ MECHANISMS: Mapping[str, Mechanism] = {
         title="Pure-InfSA",
         implementations={"reference": "infsa_models.mechanisms.infsa_pure:PureInfsaAttention"},
         complexity="O(N^2 D)",
-        tier="quadratic",
         citation="Roffo et al. 2026, arXiv 2603.00175",
         departures=(
             "rho stays a learnable tensor on the device (the public code reads it back to the host in every layer)",
@@ -160,7 +144,6 @@ MECHANISMS: Mapping[str, Mechanism] = {
         title="Linear-InfSA",
         implementations={"reference": "infsa_models.mechanisms.infsa_linear:LinearInfsaAttention"},
         complexity="O(N D)",
-        tier="linear",
         citation="Roffo et al. 2026, arXiv 2603.00175",
         departures=(
             "one projection serves as query and key (the paper's text and parameter counts; its public code has two)",
@@ -201,7 +184,6 @@ def external(target: str, *, title: str | None = None) -> Mechanism:
         title=title or name,
         implementations={"reference": target},
         complexity="not stated",
-        tier="unknown",
         citation="not stated",
     )
 

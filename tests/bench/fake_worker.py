@@ -1,7 +1,7 @@
 """A worker without torch that does what the case's options say; speaks the real protocol over the real pipe.
 
-``behave=...``: measure (default), oom, unsupported, error, sigkill, sigsegv, hang, garbage, half, exit, print, or
-sigkill-until=PATH (dies until PATH has two lines), sleep=SECONDS.
+``behave=`` measure (default), oom, unsupported, pid, sigkill, sigkill-twice, sigsegv, hang, hang-on, garbage, half,
+exit or print; ``sleep=SECONDS`` before that.
 """
 
 from __future__ import annotations

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -74,6 +76,9 @@ BAD_OPTIONS = {
     "time budget": (["--time-budget", "soon"], "no duration"),
     "no time budget": (["--time-budget", "0s"], "above zero"),
     "negative time budget": (["--time-budget=-5s"], "no duration"),
+    "budget below what ending takes": (["--time-budget", "10s"], "must be above 15 s"),
+    "seed too large": (["--seed", "9" * 23], "--seed must be between"),
+    "negative seed": (["--seed=-1"], "--seed must be between"),
     "unknown device": (["--device", "tpu"], "unknown device"),
     "malformed device": (["--device", "cuda:x"], "unknown device"),
     "malformed target": (["--mechanisms", "os:"], "package.module:Class"),
@@ -323,3 +328,55 @@ def test_a_sweep_that_cannot_go_on_exits_5(run_fake: CommandLine, monkeypatch: p
     result = run_fake("sweep", "--res", "32", "--mechanisms", "softmax", "--out", "results/x")
     assert (result.code, result.err.count("\n")) == (5, 1)
     assert "stopped early: cannot write to results/x: [Errno 28] No space left on device" in result.err
+
+
+def test_resume_needs_to_know_which_run(run: CommandLine) -> None:
+    result = run("sweep", "--res", "32", "--resume")
+    assert (result.code, result.err) == (
+        2,
+        "infsa-bench: error: --resume needs --out, the folder of the run to go on with\n",
+    )
+
+
+def test_no_command_prints_the_help(run: CommandLine) -> None:
+    result = run()
+    assert result.code == 0
+    assert result.out.count("\n") > 10
+    assert "sweep" in result.out
+
+
+def test_all_and_a_name_is_all(run_fake: CommandLine) -> None:
+    words = ["sweep", "--res", "32", "--device", "cpu", "--dry-run", "--mechanisms"]
+    assert planned(run_fake(*words, "mlla,all")) == planned(run_fake(*words, "all"))
+
+
+def test_a_report_folder_that_cannot_be_is_refused_first(run_fake: CommandLine) -> None:
+    (run_fake.folder / "reports").write_text("in the way")
+    result = run_fake("sweep", "--res", "32", "--device", "cpu", "--out", "results/x")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "is no folder that can be written" in result.err
+    assert not (run_fake.folder / "results").exists()
+
+
+def test_a_report_that_cannot_be_written_loses_no_record(
+    run_fake: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("infsa_bench.commands.report.write_latency_vs_resolution", full)
+    result = run_fake("sweep", "--res", "32", "--device", "cpu", "--out", "results/x")
+    assert (result.code, result.err.count("\n")) == (5, 1)
+    assert "all cells are recorded in results/x, but cannot write the report" in result.err
+    assert (run_fake.folder / "results/x" / RECORDS).read_text().count("\n") == 9
+
+
+def test_text_that_the_terminal_cannot_show_ends_nothing(tmp_path: Path) -> None:
+    """Lone surrogates in a name, over a terminal that knows ASCII only, through sweep and report."""
+    folder = tmp_path / "results" / "a \u00fc \udcff"
+    program = [sys.executable, "-m", "infsa_bench"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    words = ["--res", "32", "--mechanisms", "softmax", "--device", "cpu", "--iterations", "1", "--out", folder]
+    for command in (["sweep", *words], ["sweep", *words, "--resume"], ["report", folder]):
+        done = subprocess.run([*program, *command], env=environment, capture_output=True)
+        assert done.returncode == 0, done.stderr

@@ -134,6 +134,14 @@ def test_a_hanging_worker_times_out_and_is_gone(launcher: Launcher, behave: str)
     assert run(launcher).outcome == MEASUREMENT
 
 
+def test_a_worker_that_the_kernel_killed_for_memory(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(launcher)
+    monkeypatch.setattr(launcher_module, "memory_kills", lambda: 10**6)
+    ended = run(launcher, behave="sigkill")
+    assert isinstance(ended.outcome, Failure)
+    assert (ended.outcome.kind, ended.attempts) == ("host_oom", ())
+
+
 def test_closing_ends_the_worker() -> None:
     with Launcher("cpu", fake_command) as launcher:
         worker = pid(launcher)
@@ -156,13 +164,15 @@ def test_a_worker_that_does_not_start_stops_the_sweep(monkeypatch: pytest.Monkey
 
 
 def test_the_real_worker_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
-    """In the middle of a long case: no end of file on a pipe is read then, so the kernel must do it."""
+    """Its standard input stays open in another process, so that only the kernel can tell it."""
     script = """
-import os, sys
+import subprocess
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.spec import PROTOCOLS, Case
 launcher = Launcher("cpu")
-print(launcher._worker._process.pid, flush=True)
+stdin = launcher._worker._process.stdin.fileno()
+holder = subprocess.Popen(["sleep", "30"], pass_fds=(stdin,), stdout=subprocess.DEVNULL)
+print(launcher._worker._process.pid, holder.pid, flush=True)
 case = Case(mechanism="softmax", implementation="reference", config="4L-64H", resolution=32, batch_size=1,
             precision="fp32", phase="infer", execution="eager")
 protocol = PROTOCOLS["paper"].with_counts(warmup=0, iterations=10**9)
@@ -170,9 +180,12 @@ launcher.run(case, protocol, timeout_seconds=600, limit_seconds=None)
 """
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert parent.stdout is not None
-    worker = int(parent.stdout.readline())
+    worker, holder = map(int, parent.stdout.readline().split())
     time.sleep(1.0)
     assert is_alive(worker)
     parent.kill()
     parent.wait()
-    assert wait_until_gone(worker)
+    try:
+        assert wait_until_gone(worker)
+    finally:
+        os.kill(holder, signal.SIGKILL)

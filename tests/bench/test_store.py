@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -384,7 +385,7 @@ def test_settings_differences() -> None:
 def test_reports_stand_beside_results(tmp_path: Path) -> None:
     for path, reports in (
         (tmp_path / "results" / "x", tmp_path / "reports" / "x"),
-        (tmp_path / "elsewhere" / "x", tmp_path / "elsewhere" / "reports" / "x"),
+        (tmp_path / "elsewhere" / "x", tmp_path / "elsewhere" / "x" / "report"),
     ):
         run = Run(path=path, manifest=PLAN, records=())
         assert (run.name, run.reports_path) == ("x", reports)
@@ -398,3 +399,23 @@ def test_a_run_has_one_name_however_it_is_spelled(path: Path, spelling: str, mon
     run = load(Path(spelling))
     assert run.name == "example"
     assert run.reports_path == path.parent.parent / "reports" / "example"
+
+
+def test_every_record_and_the_manifest_are_synced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Synced after the write and before append returns: what a power cut must not take."""
+    synced: list[tuple[str, int]] = []
+    fsync = os.fsync
+
+    def spy(handle: int) -> None:
+        target = Path(f"/proc/self/fd/{handle}").readlink()
+        synced.append((target.name, target.stat().st_size if target.is_file() else 0))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    with RunWriter(path, PLAN) as writer:
+        assert [name for name, _ in synced] == [f"{MANIFEST}.new", path.name]
+        synced.clear()
+        for record in RECORDED:
+            writer.append(record)
+            assert synced[-1] == (RECORDS, (path / RECORDS).stat().st_size)
+    assert len(synced) == len(RECORDED)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from test_launcher import make_case
 
+from infsa_bench.errors import SpecError
 from infsa_bench.execute import worker
+from infsa_bench.execute.launcher import Launcher
 from infsa_bench.execute.messages import Message, RunCommand, StageReached
-from infsa_bench.execute.worker import check_mechanism, run_case
+from infsa_bench.execute.worker import check_mechanism, first_line, run_case
 from infsa_bench.measure.memory import PeakMemory
 from infsa_bench.record import Failure
 from infsa_bench.spec import PROTOCOLS
@@ -64,3 +70,30 @@ def test_an_error_at_any_stage_is_an_outcome(
     assert finished.outcome.exception == type(error).__name__
     assert not finished.reusable
     assert sent[-1] == StageReached(stage=stage)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("one\ntwo", "one"),
+        ("", "ValueError"),
+        (" \n", "ValueError"),
+        ("a \ud800 b", "a \ufffd b"),
+        ("\x1b[31mred\x1b[0m", "\ufffd[31mred\ufffd[0m"),
+        ("x" * 200_000, "x" * 300 + "..."),
+    ],
+)
+def test_the_first_line_of_an_error_can_be_stored_and_shown(text: str, line: str) -> None:
+    assert first_line(ValueError(text)) == line
+    assert line.encode()
+
+
+def test_a_mechanism_that_leaves_ends_the_worker_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "leaving.py").write_text(
+        "from torch import nn\n\nclass Leaving(nn.Identity):\n    def forward(self, x): raise SystemExit(3)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    with Launcher("cpu") as launcher, pytest.raises(SpecError, match="SystemExit: 3"):
+        launcher.check(("leaving:Leaving",))

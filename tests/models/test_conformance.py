@@ -6,6 +6,7 @@ here is the contract of ``mechanisms/__init__.py`` and numerical health: precisi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -354,3 +355,37 @@ def test_soft_in_float16_stays_finite(implementation: str, scale: float) -> None
     layer = build("soft", implementation, grid=(32, 32), dtype=torch.float16)
     with torch.no_grad():
         assert layer(scale * tokens_of((32, 32), dtype=torch.float16)).isfinite().all()
+
+
+def test_linear_infsa_in_float16_keeps_large_values() -> None:
+    """The weighted mean is as large as the values, and no larger on the way."""
+    query, key = torch.randn(2, 1, 2, 1000, 16, generator=torch.Generator().manual_seed(0)).abs().half()
+    value = torch.full((1, 2, 1000, 16), 3e4, dtype=torch.float16)
+    mixed = linear_infsa(query, key, value, torch.tensor(0.95))
+    assert mixed.float() == pytest.approx(0.95 * 3e4, rel=2e-3)
+
+
+def test_defaults_are_the_published_ones() -> None:
+    layers = {name: build(name, "reference") for name in MECHANISMS}
+    for name in ("infsa-pure", "infsa-linear"):
+        assert torch.sigmoid(layers[name].rho_logit).item() == pytest.approx(0.95)
+    assert layers["infsa-linear"].k_proj is None
+    assert layers["linformer"].k == 256
+    assert layers["flatten"].focusing_factor == 3
+    assert layers["flatten"].dwc.kernel_size == (5, 5)
+    assert layers["agent"].agent_num == 49
+    assert layers["soft"].attn.newton_steps == 20
+    assert layers["soft"].attn.conv.kernel_size == (3, 3)
+    head_dim = layers["performer"].fast_attention.dim_heads
+    assert layers["performer"].fast_attention.nb_features == int(head_dim * math.log(head_dim))
+
+
+def test_landmarks_of_soft_are_averages_of_the_patch_grid() -> None:
+    layer = build("soft", "reference", grid=(14, 14))
+    core = layer.attn
+    query = torch.randn(2, core.num_heads, 197, core.Qnorm_act[0].normalized_shape[0])
+    landmarks = core.landmarks(query)
+    # Two by two patches a landmark, row by row, the class token left out.
+    grid = query[:, :, 1:].unflatten(2, (14, 14)).unflatten(3, (7, 2)).unflatten(2, (7, 2))
+    expected = core.Qnorm_act(grid.mean(dim=(3, 5)).flatten(2, 3))
+    assert torch.allclose(landmarks, expected, atol=1e-6)

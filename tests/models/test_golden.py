@@ -426,7 +426,7 @@ def test_a_wrong_constant_is_caught(mistake: str, pytestconfig: pytest.Config, m
         check(golden)
 
 
-def test_a_wrong_scale_is_caught(pytestconfig: pytest.Config) -> None:
+def test_a_wrong_weight_is_caught(pytestconfig: pytest.Config) -> None:
     golden = load(pytestconfig.getoption("--golden-dir") / "softmax_g8x8_h4_cls1.npz", "float32")
     doubled = Golden(golden.meta, {**golden.arrays, "w_proj.bias": 2 * golden["w_proj.bias"]}, golden.dtype)
     with pytest.raises(AssertionError):

@@ -182,3 +182,32 @@ def test_all_parameters_have_the_type_and_device_asked_for(mechanism: str, dtype
     model = build_vit(mechanism, "4L-64H", 224, device="meta", dtype=dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_the_host_is_the_papers() -> None:
+    """Every step of the host by hand: pre-norm, mixer, dense, residual, MLP, final norm, pooler, head."""
+    torch.manual_seed(0)
+    model = build_vit("softmax", "4L-64H", (32, 48), num_classes=10, dtype=torch.float64).eval()
+    images = torch.randn(2, 3, 32, 48, dtype=torch.float64)
+    with torch.no_grad():
+        patches = model.patch_embed.proj(images).flatten(2).transpose(1, 2)
+        x = torch.cat([model.cls_token.expand(2, -1, -1), patches], dim=1) + model.pos_embed
+        for block in model.blocks:
+            x = x + block.attn.dense(block.attn.mixer(block.norm1(x)))
+            x = x + block.mlp.fc2(torch.nn.functional.gelu(block.mlp.fc1(block.norm2(x))))
+        pooled = torch.tanh(model.pooler(model.norm(x)[:, 0]))
+        expected = pooled @ model.head.weight.T + model.head.bias
+        assert torch.allclose(model(images), expected, atol=1e-12)
+        assert torch.allclose(model.forward_head(model.forward_features(images), pre_logits=True), pooled)
+
+
+def test_the_position_embedding_is_random_and_resampled() -> None:
+    torch.manual_seed(0)
+    base = build_vit("softmax", "4L-64H", 224).pos_embed
+    torch.manual_seed(0)
+    larger = build_vit("softmax", "4L-64H", 448).pos_embed
+    assert base.std().item() == pytest.approx(0.02, rel=0.2)
+    assert torch.equal(base[:, 0], larger[:, 0])
+    # Halved again, the resampled embedding is close to the one that it came from.
+    halved = larger[:, 1:].unflatten(1, (14, 2, 14, 2)).mean(dim=(2, 4)).flatten(1, 2)
+    assert torch.nn.functional.cosine_similarity(halved.flatten(), base[:, 1:].flatten(), dim=0) > 0.9

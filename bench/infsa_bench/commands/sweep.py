@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import re
 import shlex
 import time
@@ -15,7 +16,7 @@ from rich.console import Console
 from infsa_bench.analyze.predict import Predictor
 from infsa_bench.commands.progress import BarProgress, PlainProgress
 from infsa_bench.commands.report import report_run
-from infsa_bench.errors import SpecError, UnknownNameError
+from infsa_bench.errors import SpecError, SweepStoppedError, UnknownNameError
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.report.units import format_bytes, format_duration
 from infsa_bench.spec import (
@@ -35,7 +36,7 @@ from infsa_bench.spec import (
     parse_names,
     parse_resolutions,
 )
-from infsa_bench.store import Manifest, RunWriter, Settings, is_run, load_manifest
+from infsa_bench.store import Manifest, RunWriter, Settings, is_run, load_manifest, reports_path
 from infsa_bench.sweep import Plan, predicted_seconds, run_plan, utc_now
 
 CPU_TIME_BUDGET = "4m"
@@ -67,7 +68,8 @@ class SweepRequest:
     out: Path | None = None
     resume: bool = False
     dry_run: bool = False
-    command: tuple[str, ...] = ()
+    program: tuple[str, ...] = ("infsa-bench",)
+    words: tuple[str, ...] = ()
 
 
 def sweep(request: SweepRequest, console: Console) -> int:
@@ -106,7 +108,10 @@ def sweep(request: SweepRequest, console: Console) -> int:
             _print_plan(console, plan, predictor)
             return 0
         with _open(out, manifest) as writer:
-            writer.add_environment(launcher.hello.environment)
+            try:
+                writer.add_environment(launcher.hello.environment)
+            except OSError as error:
+                raise SweepStoppedError(f"cannot write to {out}: {error}") from error
             if writer.torn_bytes:
                 console.print(f"dropped a torn last line of {writer.torn_bytes} bytes", highlight=False)
             todo = [case for case in plan.cases if case.id not in writer.finished]
@@ -121,7 +126,10 @@ def sweep(request: SweepRequest, console: Console) -> int:
                 line = f"\ninterrupted; what is recorded is kept. To go on: {again}"
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
                 return 130
-    report_run(out, console)
+    try:
+        report_run(out, console)
+    except SpecError as error:
+        raise SweepStoppedError(f"all cells are recorded in {out}, but {error}") from error
     console.print(f"records: {out}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
@@ -129,12 +137,25 @@ def sweep(request: SweepRequest, console: Console) -> int:
 def _check_options(request: SweepRequest) -> Protocol:
     """Check all that can be checked without a worker; return the protocol."""
     _axes(request, "cpu")
-    _time_budget(request, "cpu")
+    budget_seconds = _time_budget(request, "cpu")
+    if budget_seconds is not None and budget_seconds <= CLOSING_SECONDS:
+        raise SpecError(f"--time-budget must be above {CLOSING_SECONDS:.0f} s, which ending and rendering may take")
+    if not 0 <= request.seed < 2**63:
+        raise SpecError(f"--seed must be between 0 and 2^63 - 1, not {request.seed}")
+    if request.resume and request.out is None:
+        raise SpecError("--resume needs --out, the folder of the run to go on with")
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", request.device):
         raise SpecError(f"unknown device {request.device!r}; write auto, cpu or cuda:N")
     if request.protocol not in PROTOCOLS:
         raise UnknownNameError("protocol", request.protocol, PROTOCOLS)
     return PROTOCOLS[request.protocol].with_counts(warmup=request.warmup, iterations=request.iterations)
+
+
+def _check_report_folder(folder: Path) -> None:
+    """Refuse a report folder that cannot be made, before anything is measured for it."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise SpecError(f"the report would go to {folder}, but {existing} is no folder that can be written")
 
 
 def _axes(request: SweepRequest, device_type: str) -> Sweep:
@@ -170,9 +191,14 @@ def _earlier_run(request: SweepRequest, protocol: Protocol) -> Manifest | None:
     """Return the manifest of the run that is to be resumed, or None for a new one.
 
     Raises:
-        SpecError: the output folder is taken, or holds a run that was made with other settings.
+        SpecError: the output folder is taken, or holds a run that was made with other settings, or the report would
+            have no place.
     """
-    if request.out is None or not is_run(request.out):
+    if request.out is None:
+        return None
+    exists = is_run(request.out)
+    _check_report_folder(reports_path(request.out))
+    if not exists:
         return None
     if not request.resume:
         raise SpecError(f"{request.out} holds a run already: add --resume to finish it, or choose another --out")
@@ -186,7 +212,9 @@ def _manifest(request: SweepRequest, settings: Settings, cases: Sequence[Case], 
     """Return a new manifest, or that of the run to be resumed with the new cases added to its plan."""
     ids = tuple(case.id for case in cases)
     if earlier is None:
-        return Manifest(created_utc=utc_now(), command=request.command, settings=settings, plan=ids, environments={})
+        return Manifest(
+            created_utc=utc_now(), command=("infsa-bench", *request.words), settings=settings, plan=ids, environments={}
+        )
     assert request.out is not None
     _refuse_differences(request.out, earlier.settings, settings)
     return replace(earlier, plan=tuple(dict.fromkeys([*earlier.plan, *ids])))
@@ -210,7 +238,7 @@ def _announce(console: Console, plan: Plan, todo: Sequence[Case], predictor: Pre
     predictions = [predictor.predict(case, plan.protocol) for case in todo]
     recorded = len(plan.cases) - len(todo)
     seconds = format_duration(predicted_seconds(plan, predictions))
-    line = f"{len(plan.cases)} cells planned"
+    line = f"{len(plan.cases)} cell{'' if len(plan.cases) == 1 else 's'} planned"
     line += f", {recorded} of them recorded already" if recorded else ""
     line += f"; predicted {seconds} from FLOPs alone, corrected as cells finish"
     if plan.deadline is not None:
@@ -228,5 +256,5 @@ def _print_plan(console: Console, plan: Plan, predictor: Predictor) -> None:
 
 
 def _resume_command(request: SweepRequest, out: Path) -> list[str]:
-    command = [word for word in request.command if word != "--resume"]
-    return [*command, *([] if request.out else ["--out", str(out)]), "--resume"]
+    words = [word for word in request.words if word != "--resume"]
+    return [*request.program, *words, *([] if request.out else ["--out", str(out)]), "--resume"]

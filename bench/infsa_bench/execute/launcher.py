@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import select
 import signal
 import subprocess
@@ -16,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -34,6 +32,7 @@ from infsa_bench.execute.messages import (
     from_line,
     to_line,
 )
+from infsa_bench.measure.cgroup import memory_kills
 from infsa_bench.record import Attempt, Failure, Outcome, Stage
 from infsa_bench.spec import Case, Protocol
 
@@ -86,7 +85,7 @@ class Worker:
         read_fd, write_fd = os.pipe()
         self._read_fd = read_fd
         self._pending = b""
-        self._memory_kills = _cgroup_memory_kills()
+        self._memory_kills = memory_kills()
         self._output = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the worker
         try:
             self._process = subprocess.Popen(
@@ -194,7 +193,7 @@ class Worker:
             exit_code = None
         self._output.seek(max(0, self._output.seek(0, os.SEEK_END) - 4096))
         lines = self._output.read().decode(errors="replace").strip().splitlines()
-        killed_for_memory = exit_code == -signal.SIGKILL and _cgroup_memory_kills() > self._memory_kills
+        killed_for_memory = exit_code == -signal.SIGKILL and memory_kills() > self._memory_kills
         return WorkerEndedError(exit_code, lines[-1].strip() if lines else "", killed_for_memory)
 
 
@@ -300,13 +299,3 @@ def _ended_failure(ended: WorkerEndedError, stage: Stage) -> Failure:
             return Failure(kind="killed", stage=stage, message=f"the worker was killed by {name}", exit_code=code)
         return Failure(kind="crash", stage=stage, message=f"the worker died of {name}{tail}", exit_code=code)
     return Failure(kind="crash", stage=stage, message=f"the worker ended with exit code {code}{tail}", exit_code=code)
-
-
-def _cgroup_memory_kills() -> int:
-    """Return how many processes of this cgroup the kernel has killed for memory (0 where that is not told)."""
-    try:
-        events = Path("/sys/fs/cgroup/memory.events").read_text()
-    except OSError:
-        return 0
-    found = re.search(r"^oom_kill (\d+)$", events, re.MULTILINE)
-    return int(found[1]) if found else 0

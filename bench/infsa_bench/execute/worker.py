@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -45,6 +46,8 @@ from infsa_models.registry import load_class
 PR_SET_PDEATHSIG = 1
 LEFTOVER_BYTES = 64 * 2**20
 """Allocated memory above the worker's start after which it is not used again: something was kept."""
+
+MAX_MESSAGE_LENGTH = 300
 
 Send = Callable[[Message], None]
 Result = TypeVar("Result")
@@ -235,9 +238,23 @@ def _is_clean(device: torch.device) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's text, or its name if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """Return the first line of an exception's text, printable and of bounded length, or its name if it has none."""
+    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    # Somebody else's text: no control characters for terminals, no lone surrogates, which no file can hold.
+    line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
+    return line if len(line) <= MAX_MESSAGE_LENGTH else line[:MAX_MESSAGE_LENGTH] + "..."
 
 
 if __name__ == "__main__":
-    main()
+    exit_code = 1
+    try:
+        main()
+        exit_code = 0
+    finally:
+        # Also after a SystemExit in somebody else's code. The interpreter must not be shut down in the ordinary way:
+        # the thread that waits for commands holds standard input, and Python would abort over that.
+        if exit_code != 0:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)

@@ -20,7 +20,7 @@ from infsa_bench.record import Environment
 
 def describe_environment(device: torch.device) -> Environment:
     """Describe the machine, its ``device`` and the libraries in use."""
-    commit, dirty = _git_state()
+    commit, dirty = git_state(Path(__file__).resolve())
     uuid = driver = cudnn = None
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -87,20 +87,19 @@ def _driver_version() -> str | None:
         return None
 
 
-def _git_state() -> tuple[str | None, bool | None]:
-    """Return the commit of the source tree that is running and whether it has changes; None outside a checkout."""
-    folder = Path(__file__).resolve().parent
+def git_state(file: Path) -> tuple[str | None, bool | None]:
+    """Return the commit of the checkout that ``file`` belongs to and whether it has changes; None outside of one."""
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10)
+            done = subprocess.run(["git", *arguments], cwd=file.parent, capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
     # An installed copy may lie inside somebody else's repository: only a file that git tracks tells our commit.
-    if commit is None or git("ls-files", "--error-unmatch", __file__) is None:
+    if commit is None or git("ls-files", "--error-unmatch", str(file)) is None:
         return None, None
     status = git("status", "--porcelain", "--untracked-files=no")
     return commit, None if status is None else bool(status)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from infsa_bench.measure.cgroup import memory_left_bytes
 from infsa_bench.record import FailureKind, MemorySource
 
 _SIZES = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -85,21 +86,14 @@ def _status_bytes(field: str) -> int | None:
 
 
 def available_host_bytes() -> int | None:
-    """Return the memory that this process could still take: the machine's, or what its cgroup leaves of it."""
-    limits = []
+    """Return the memory that this process could still take: the machine's, or what a limit on it leaves."""
     try:
         found = re.search(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
-        limits += [int(found[1]) * 1024] if found else []
     except OSError:
-        pass
-    group = Path("/sys/fs/cgroup")
-    try:
-        maximum = (group / "memory.max").read_text().strip()
-        if maximum != "max":
-            limits.append(int(maximum) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
-    return min(limits) if limits else None
+        found = None
+    known = [int(found[1]) * 1024] if found else []
+    left = memory_left_bytes()
+    return min([*known, *([] if left is None else [left])], default=None)
 
 
 def classify_error(error: BaseException) -> tuple[FailureKind, int | None]:

@@ -30,7 +30,7 @@ INITIAL_RHO = 0.95
 
 # Normalised weights are about 1/N: 3e-6 at 9216 x 9216, where float16 is subnormal. Scaled by a power of two they
 # stay normal numbers, and dividing the result by it again is exact.
-WEIGHT_SCALE = 256.0
+WEIGHT_SCALE = 64.0
 
 
 class LinearInfsaAttention(nn.Module):
@@ -73,8 +73,8 @@ def linear_infsa(
 ) -> Float[Tensor, "batch heads tokens head_dim"]:
     """Return the pooled value, repeated for every token (a broadcast view)."""
     scores = linear_infsa_scores(query, key)
-    pooled = ((scores * WEIGHT_SCALE).to(value.dtype) * value).sum(dim=-2, keepdim=True)
-    return (pooled * (rho / WEIGHT_SCALE).to(pooled.dtype)).expand_as(value)
+    pooled = ((scores * WEIGHT_SCALE).to(value.dtype) * value).sum(dim=-2, keepdim=True, dtype=scores.dtype)
+    return (pooled * (rho / WEIGHT_SCALE)).to(value.dtype).expand_as(value)
 
 
 def linear_infsa_scores(
