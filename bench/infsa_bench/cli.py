@@ -77,9 +77,7 @@ def _sweep(
         str | None, typer.Option(help="For the whole sweep: 240, 90s, 4m, 2h or none. GPU: none, CPU: 4m.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of weights and inputs.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the run, e.g. results/mine; its report goes to reports/mine.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run: results/mine, reported in reports/mine.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Measure only what the run has no record of.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and its predictions; write nothing.")

@@ -253,3 +253,13 @@ def test_compile_runs_the_whole_model_for_one_shape(builder: Builder, monkeypatc
     for phase in ("infer", "train"):
         run(builder, make_case(execution="compile", phase=phase, resolution=32))
     assert asked == [{"dynamic": False, "fullgraph": True}] * 2
+
+
+def test_a_limit_ends_the_timing_early_and_says_so(builder: Builder) -> None:
+    protocol = PROTOCOLS["quick"].with_counts(warmup=0, iterations=50)
+    command = RunCommand(case=make_case(resolution=32), protocol=protocol, limit_seconds=0.0)
+    outcome = run_case(command, CPU, PeakMemory(CPU), lambda message: None).outcome
+    assert isinstance(outcome, Measurement)
+    assert outcome.flags == ("time_limited",)
+    assert len(outcome.latencies_seconds) == 1
+    assert outcome.warmup_seconds == ()
