@@ -45,7 +45,6 @@ CATALOGUE = {
         title=title,
         implementations={"reference": "somewhere:Class"},
         complexity="O(N)",
-        tier="unknown",
         citation="nobody",
         departures=departures,
     )
