@@ -55,8 +55,8 @@ def test_the_rate_of_a_matrix_product() -> None:
     rate = matmul_flops_per_second(CPU, torch.float32, seconds=0.3)
     left, right = torch.randn(2, 1024, 1024)
     best = min(_seconds(left, right) for _ in range(10))
-    # It is a mean over a busy machine, this the fastest of ten.
-    assert 0.1 < rate / (2 * 1024**3 / best) < 1.5
+    # A mean over one moment of a busy machine against the fastest of ten of the next: a wrong unit is far outside.
+    assert 0.05 < rate / (2 * 1024**3 / best) < 5
 
 
 def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
