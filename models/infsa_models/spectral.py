@@ -16,17 +16,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-EPSILON = 1e-6
-
-
-def frobenius_normalize(affinity: Float[Tensor, "*batch tokens tokens"]) -> Float[Tensor, "*batch tokens tokens"]:
-    """Return ``A / (|A|_F + 1e-6)``, the matrix of Pure-InfSA.
-
-    ``|Ahat|_2 <= |Ahat|_F <= 1``, so its Neumann series converges for every gamma below one. Its rows are not
-    substochastic: ``gamma Ahat`` may have row sums above one, and is then no Markov chain as it stands.
-    """
-    return affinity / (torch.linalg.matrix_norm(affinity, keepdim=True) + EPSILON)
-
 
 def row_normalize(affinity: Float[Tensor, "*batch tokens tokens"]) -> Float[Tensor, "*batch tokens tokens"]:
     """Return ``D^{-1} A`` with D the row sums: the transition matrix of a Markov chain. Rows of zeros stay zero."""

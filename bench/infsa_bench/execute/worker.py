@@ -45,7 +45,7 @@ from infsa_models.registry import load_class
 
 PR_SET_PDEATHSIG = 1
 LEFTOVER_BYTES = 64 * 2**20
-"""Allocated memory above the worker's start after which it is not used again: something was kept."""
+"""Device memory that a finished case may leave allocated; with more, something was kept and the worker is replaced."""
 
 MAX_MESSAGE_LENGTH = 300
 
