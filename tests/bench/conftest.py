@@ -1,0 +1,30 @@
+"""Fixtures of the harness's tests: an NVML to measure against where there is no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import fake_nvml as fake
+import pynvml
+import pytest
+
+
+@pytest.fixture(scope="session")
+def fake_nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fake libnvidia-ml.so.1, alone in its folder."""
+    try:
+        return fake.build(tmp_path_factory.mktemp("nvml"))
+    except fake.NoCompilerError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def fake_nvml(fake_nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake.FakeNvml]:
+    """A fake board on a virtual clock, behind this process's pynvml and initialised."""
+    control = fake.FakeNvml(tmp_path / "nvml.state")
+    monkeypatch.setenv("FAKENVML_STATE", str(control.file))
+    with fake.installed(fake_nvml_library):
+        pynvml.nvmlInit()
+        yield control
+        control.clear_failures()  # else an injected failure of nvmlShutdown would keep the library initialised
