@@ -7,6 +7,7 @@
     |   `-- UnknownNameError a mechanism, config, precision ... that does not exist
     |-- SchemaError          a results file that cannot be read
     |-- RunLockedError       another process is writing to this run
+    |-- MeterUnavailableError energy cannot be measured here, and why; becomes a reading's reason, never a crash
     `-- SweepStoppedError    the sweep had to stop early: the device or the disk gave up
 
 The first three are the user's to mend: the command line prints one line and exits 2. A stopped sweep exits 5.
@@ -42,6 +43,15 @@ class SchemaError(InfsaBenchError):
 
 class RunLockedError(InfsaBenchError):
     """Another process is writing to this run."""
+
+
+class MeterUnavailableError(InfsaBenchError):
+    """Energy cannot be measured. ``reason`` is a word for records, the text is for people."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
 
 
 class SweepStoppedError(InfsaBenchError):

@@ -1,34 +1,180 @@
-"""What was found out: one record per case, a measurement or a failure, and its JSON form.
+"""What was found out: one record per case, a measurement or a failure.
 
-Raw samples are stored; medians, intervals and throughput are computed by those who read them.
+Raw samples are stored; medians, intervals, throughput and joules per image are computed by those who read them.
 
 Schema history:
     1: first version.
+    2: seconds_per_iteration, CUDA-graph twin, launch_bound, energy, GPU state, NVML memory; replicates.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import functools
 import hashlib
-import json
-import math
-import types
-import typing
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from infsa_bench.errors import SchemaError
+from infsa_bench.codec import encode
 from infsa_bench.spec import Case
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 FailureKind = Literal["oom", "host_oom", "timeout", "crash", "killed", "unsupported", "skipped", "error"]
-Stage = Literal["plan", "start", "build", "warm-up", "timing"]
+Stage = Literal["plan", "start", "build", "warm-up", "timing", "energy"]
 MemorySource = Literal["cuda_allocator", "process_rss"]
+EnergySource = Literal["nvml_counter", "nvml_power", "rapl"]
+EnergyScope = Literal["gpu", "module", "package", "package+dram"]
+EnergyStatus = Literal["measured", "measured_low_confidence", "not_measured"]
 
-T = TypeVar("T")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuState:
+    """A GPU at one moment, as NVML tells it; None where it does not.
+
+    Attributes:
+        event_reasons: what held the clocks back just then, e.g. ``sw_power_cap``, ``hw_slowdown``; ``gpu_idle``.
+        power_violation_seconds: time spent below the wished clocks for power, since the driver was loaded.
+        thermal_violation_seconds: the same for heat.
+        own_process_visible: whether the driver lists the worker itself; in containers it may not.
+        foreign_processes: other processes that the driver lists on this GPU; None where it lists nobody.
+    """
+
+    sm_clock_mhz: int | None
+    memory_clock_mhz: int | None
+    temperature_celsius: int | None
+    performance_state: int | None
+    power_watts: float | None
+    power_limit_watts: float | None
+    event_reasons: tuple[str, ...] | None
+    power_violation_seconds: float | None
+    thermal_violation_seconds: float | None
+    utilization_percent: int | None
+    memory_used_bytes: int | None
+    own_process_visible: bool
+    foreign_processes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyWindow:
+    """A stretch of continuous load between two updates of an energy counter.
+
+    Attributes:
+        joules: what the counter rose by; for sampled power, its integral.
+        iterations: batches that ran in it, fractions at both ends.
+        seconds: from the first update to the last.
+        edge_seconds: how far the two updates' moments are uncertain, both together.
+        power_joules: integral of the sampled instant power over the same stretch; None where it was not sampled.
+    """
+
+    joules: float
+    iterations: float
+    seconds: float
+    edge_seconds: float
+    power_joules: float | None
+
+    def __post_init__(self) -> None:
+        """Refuse a window without time; one without load (idle) has no iterations."""
+        if self.iterations < 0 or self.seconds <= 0:
+            raise ValueError("an energy window has no negative iterations, and seconds above zero")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyTrial:
+    """One measurement of the energy of an iteration: total joules over total iterations of its windows.
+
+    ``begin_seconds`` is counted from the case's first trial. Clock is the median of the samples, power cap the share
+    of samples in which the driver held the clocks back for power. ``throttle_reasons`` are those for heat or
+    hardware protection that were seen: the number is kept, and flagged.
+    """
+
+    begin_seconds: float
+    windows: tuple[EnergyWindow, ...]
+    temperature_begin_celsius: int | None
+    temperature_end_celsius: int | None
+    sm_clock_mhz: float | None
+    power_capped_fraction: float | None
+    throttle_reasons: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a trial in which nothing ran."""
+        if sum(window.iterations for window in self.windows) <= 0:
+            raise ValueError("an energy trial has iterations")
+
+    @property
+    def joules_per_iteration(self) -> float:
+        """Energy of one batch."""
+        return sum(window.joules for window in self.windows) / sum(window.iterations for window in self.windows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyCalibration:
+    """What a run found out about its energy counter, before any case.
+
+    Attributes:
+        period_seconds: median time between two updates of the counter, under load; None for sampled power.
+        period_p95_seconds: 95th percentile of the same.
+        step_joules: smallest rise seen.
+        call_seconds: median duration of one reading.
+        rise_seconds: how long sampled power took to follow a load from 10 to 90 %; None where it was not seen.
+        idle_watts: power without load, the worker's context open; None where it could not be told.
+        idle_seconds: how long that was watched.
+        temperature_celsius: at the end of it.
+        doubts: what is to be doubted of every reading with it, e.g. ``shared``, ``counter_frozen``.
+    """
+
+    source: EnergySource
+    scope: EnergyScope
+    period_seconds: float | None
+    period_p95_seconds: float | None
+    step_joules: float | None
+    call_seconds: float | None
+    rise_seconds: float | None
+    idle_watts: float | None
+    idle_seconds: float
+    temperature_celsius: int | None
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyReading:
+    """Energy of a case as it was watched; joules per image are derived from the trials.
+
+    Attributes:
+        reason: why it is of low confidence or not measured, e.g. ``rapl_absent``; None if and only if measured.
+        detail: the same for people.
+        doubts: every reason for low confidence that was found, the first one is ``reason``.
+        preset: ``quick`` or ``full``.
+        relative_bias: bound of the errors that repeating does not average out (edges, a sensor that looks part of
+            the time), relative to the reading; the gain of the board's sensor (about 5 %) is not in it.
+    """
+
+    status: EnergyStatus
+    reason: str | None
+    detail: str | None
+    doubts: tuple[str, ...] = ()
+    preset: str | None = None
+    relative_bias: float | None = None
+    calibration: EnergyCalibration | None = None
+    trials: tuple[EnergyTrial, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a number without a source, and a missing number without a reason."""
+        if (self.status == "measured") != (self.reason is None):
+            raise ValueError("an energy reading has a reason if and only if it is not simply measured")
+        if (self.status == "not_measured") != (not self.trials):
+            raise ValueError("an energy reading has trials if and only if it is measured")
+        if self.trials and (self.calibration is None or self.relative_bias is None):
+            raise ValueError("energy trials need the calibration of their counter and a bound of their bias")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracePoint:
+    """One sample of a power trace; seconds from the first."""
+
+    seconds: float
+    power_watts: float | None
+    sm_clock_mhz: int | None
+    temperature_celsius: int | None
+    event_reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,33 +182,54 @@ class Measurement:
     """A case that ran.
 
     Attributes:
-        latencies_seconds: host time of each timed iteration, from the call until the device has finished it.
-        gpu_seconds: the same iterations between two CUDA events; empty on a CPU.
-        warmup_seconds: the same for each call before timing began; compilation is in the first.
+        latencies_seconds: host time of each timed iteration, from the call until the device has finished it, the
+            queue empty before: what somebody waits who sends one batch.
+        gpu_seconds: time between two CUDA events around an iteration that the queue kept waiting for the device, so
+            that no launch is in it; empty on a CPU.
+        seconds_per_iteration: time a batch with the queue kept full, over ``iterations_per_sample`` iterations each;
+            throughput is its inverse.
+        graph_seconds_per_iteration: the same replayed as a CUDA graph; empty where it was not tried or failed.
+        launch_bound: whether the eager iteration takes more than 1.1 times its CUDA graph; None where that is unknown.
+        warmup_seconds: host time of each call before timing began; compilation is in the first.
         build_seconds: building and initialising the model on the device, graph capture included.
         parameters: parameters as built for this resolution.
         model_bytes: parameters and buffers; for training also gradients and optimiser state.
-        peak_memory_bytes: peak during the timed iterations, the model included; None where unknown.
+        peak_memory_bytes: peak after warm-up, the model included; None where unknown.
         peak_reserved_bytes: the allocator's peak of reserved memory; None on a CPU.
+        nvml_process_bytes: what NVML says the process held after timing, CUDA context included; None where unknown.
         memory_source: ``cuda_allocator``, or ``process_rss`` (resident memory above the worker's own baseline).
-        flags: what a reader of the number must know, e.g. ``non_finite_output``, ``time_limited``.
+        state_before: the GPU before timing; None on a CPU.
+        state_after: the GPU after timing.
+        stage_seconds: how long the case spent on ``build``, ``warm-up``, ``latency``, ``settle``, ``window``, ...
+        flags: what a reader of the number must know, e.g. ``non_finite_output``, ``not_converged``.
     """
 
     latencies_seconds: tuple[float, ...]
     gpu_seconds: tuple[float, ...]
+    seconds_per_iteration: tuple[float, ...]
+    iterations_per_sample: int
+    graph_seconds_per_iteration: tuple[float, ...]
+    launch_bound: bool | None
     warmup_seconds: tuple[float, ...]
     build_seconds: float
     parameters: int
     model_bytes: int
     peak_memory_bytes: int | None
     peak_reserved_bytes: int | None
+    nvml_process_bytes: int | None
     memory_source: MemorySource
+    energy: EnergyReading
+    state_before: GpuState | None
+    state_after: GpuState | None
+    stage_seconds: dict[str, float]
     flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what no clock can have measured."""
-        if not self.latencies_seconds or min(self.latencies_seconds) <= 0:
-            raise ValueError("latencies_seconds must hold at least one time, all above zero")
+        for name in ("latencies_seconds", "seconds_per_iteration"):
+            samples = getattr(self, name)
+            if not samples or min(samples) <= 0:
+                raise ValueError(f"{name} must hold at least one time, all above zero")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,14 +285,51 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpuFacts:
+    """What NVML says of the GPU and its settings, none of which infsa-bench ever changes; None where it says nothing.
+
+    ``nvml_library`` is the file that answered. ``nvml_index`` need not be CUDA's. ``virtualization`` is ``none``,
+    ``passthrough``, ``vgpu`` or a host mode.
+    """
+
+    name: str
+    nvml_index: int
+    uuid: str
+    pci_bus_id: str
+    vbios_version: str | None
+    driver_version: str
+    nvml_version: str
+    nvml_library: str | None
+    max_sm_clock_mhz: int | None
+    max_memory_clock_mhz: int | None
+    power_limit_watts: float | None
+    default_power_limit_watts: float | None
+    min_power_limit_watts: float | None
+    max_power_limit_watts: float | None
+    persistence_mode: bool | None
+    compute_mode: int | None
+    ecc_enabled: bool | None
+    mig_enabled: bool | None
+    virtualization: str | None
+
+    @property
+    def is_fake(self) -> bool:
+        """Whether the answers come from the library that tests use in place of NVML."""
+        return self.name.startswith("FAKE") or self.driver_version.endswith("fake")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """Where a worker ran. ``device`` is ``cpu`` or ``cuda:N``; sizes in bytes; None means unknown or not there."""
+    """Where a worker ran. ``device`` is ``cpu`` or ``cuda:N``; sizes in bytes; None means unknown or not there.
+
+    ``gpu`` is None on a CPU, and where NVML or the GPU in it cannot be found.
+    """
 
     device: str
     device_name: str
     device_uuid: str | None
     device_memory_bytes: int
-    driver_version: str | None
+    gpu: GpuFacts | None
     cuda_version: str | None
     cudnn_version: str | None
     torch_version: str
@@ -137,6 +341,7 @@ class Environment:
     torch_threads: int
     float32_matmul_precision: str
     cudnn_benchmark: bool
+    tf32_convolutions: bool
     allocator_settings: str | None
     infsa_bench_version: str
     git_commit: str | None
@@ -151,99 +356,3 @@ class Environment:
     def key(self) -> str:
         """Short digest; records refer to their environment by it."""
         return hashlib.sha256(encode(self).encode()).hexdigest()[:12]
-
-
-def encode(value: Any, *, indent: int | None = None) -> str:
-    """Return a dataclass as JSON, on one line without ``indent``. NaN and infinities are refused: JSON has none."""
-    separators = (",", ": ") if indent else (",", ":")
-    return json.dumps(_plain(value), allow_nan=False, separators=separators, indent=indent)
-
-
-def decode(kind: type[T], text: str | bytes) -> T:
-    """Return the dataclass that ``text`` (JSON) holds, every field checked.
-
-    Raises:
-        SchemaError: not JSON, another schema version, an unknown or missing field, or a value of the wrong type.
-    """
-    try:
-        raw = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise SchemaError(f"not JSON: {error}") from None
-    if isinstance(raw, dict) and "schema_version" in {field.name for field in dataclasses.fields(kind)}:  # type: ignore[arg-type]
-        version = raw.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise SchemaError(f"schema version {version!r}; this infsa-bench reads version {SCHEMA_VERSION}")
-    return typing.cast(T, _typed(kind, raw, kind.__name__))
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value
-
-
-@functools.cache
-def _field_types(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def _typed(kind: Any, raw: Any, where: str) -> Any:
-    """Return ``raw`` as ``kind``, a dataclass, a tuple, a dict, a literal, a union or a plain type."""
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _typed_dataclass(kind, raw, where)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return _typed_union(arguments, raw, where)
-    if origin is tuple and isinstance(raw, list):
-        items = [arguments[0]] * len(raw) if arguments[-1] is Ellipsis else arguments
-        if len(items) == len(raw):
-            return tuple(
-                _typed(item, value, f"{where}[{i}]") for i, (item, value) in enumerate(zip(items, raw, strict=True))
-            )
-    elif origin is dict and isinstance(raw, dict):
-        return {key: _typed(arguments[1], value, f"{where}[{key!r}]") for key, value in raw.items()}
-    elif origin is Literal:
-        if raw in arguments and isinstance(raw, str):
-            return raw
-    elif kind is float and isinstance(raw, int | float) and not isinstance(raw, bool):
-        # Numbers beyond the range of a float: 1e999 is read as infinity, an integer of 400 digits overflows.
-        with contextlib.suppress(OverflowError):
-            if math.isfinite(raw):
-                return float(raw)
-    elif isinstance(kind, type) and type(raw) is kind:
-        return raw
-    raise SchemaError(f"{where}: {str(raw)[:60]!r} is not of type {getattr(kind, '__name__', kind)}")
-
-
-def _typed_dataclass(kind: type, raw: Any, where: str) -> Any:
-    if not isinstance(raw, dict):
-        raise SchemaError(f"{where}: not an object")
-    hints = _field_types(kind)
-    unknown, missing = sorted(raw.keys() - hints.keys()), sorted(hints.keys() - raw.keys())
-    if unknown or missing:
-        raise SchemaError(f"{where}: unknown fields {unknown}, missing fields {missing}")
-    values = {name: _typed(hint, raw[name], f"{where}.{name}") for name, hint in hints.items()}
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise SchemaError(f"{where}: {error}") from None
-
-
-def _typed_union(members: tuple[Any, ...], raw: Any, where: str) -> Any:
-    if raw is None and type(None) in members:
-        return None
-    members = tuple(member for member in members if member is not type(None))
-    if len(members) > 1 and isinstance(raw, dict):
-        # Dataclasses of a union (Measurement | Failure) are told apart by the fields that they must have.
-        members = tuple(member for member in members if raw.keys() <= _field_types(member).keys())
-    if len(members) != 1:
-        raise SchemaError(f"{where}: neither of the possible kinds")
-    return _typed(members[0], raw, where)

@@ -1,11 +1,11 @@
-"""What to measure: a case, a protocol, and the sweep that spans the cases. Imports no torch."""
+"""What to measure: a case, and the sweep that spans the cases. Imports no torch."""
 
 from __future__ import annotations
 
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar, get_args
 
 from infsa_bench.errors import SpecError, UnknownNameError
@@ -85,74 +85,6 @@ class Case:
         return f"{self.cell}/p{self.replicate}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Protocol:
-    """How often one case is run.
-
-    Warm-up ends after ``warmup_iterations``, or earlier once ``warmup_seconds`` have passed; timing ends after
-    ``timed_iterations``, or earlier once ``timed_seconds`` have passed and ``min_timed_iterations`` are in. ``None``
-    means no such limit: the counts are then exact.
-    """
-
-    name: str
-    warmup_iterations: int
-    timed_iterations: int
-    min_timed_iterations: int
-    warmup_seconds: float | None = None
-    timed_seconds: float | None = None
-
-    def with_counts(self, *, warmup: int | None, iterations: int | None) -> Protocol:
-        """Return this protocol with exact counts where they are given.
-
-        Raises:
-            SpecError: a negative warm-up or less than one timed iteration.
-        """
-        if warmup is None and iterations is None:
-            return self
-        if warmup is not None and warmup < 0:
-            raise SpecError(f"--warmup must be 0 or more, not {warmup}")
-        if iterations is not None and iterations < 1:
-            raise SpecError(f"--iterations must be 1 or more, not {iterations}")
-        return Protocol(
-            name=f"{self.name}*",
-            warmup_iterations=self.warmup_iterations if warmup is None else warmup,
-            warmup_seconds=self.warmup_seconds if warmup is None else None,
-            timed_iterations=self.timed_iterations if iterations is None else iterations,
-            min_timed_iterations=self.min_timed_iterations if iterations is None else iterations,
-            timed_seconds=self.timed_seconds if iterations is None else None,
-        )
-
-    def expected_iterations(self, iteration_seconds: float) -> int:
-        """Return how many calls, warm-up included, a case takes whose every call takes ``iteration_seconds``."""
-        warmup = self.warmup_iterations
-        if self.warmup_seconds is not None and warmup > 0:
-            warmup = min(warmup, max(1, int(self.warmup_seconds / iteration_seconds) + 1))
-        timed = self.timed_iterations
-        if self.timed_seconds is not None:
-            timed = min(timed, max(self.min_timed_iterations, int(self.timed_seconds / iteration_seconds) + 1))
-        return warmup + timed
-
-
-PROTOCOLS: Mapping[str, Protocol] = {
-    "quick": Protocol(
-        name="quick",
-        warmup_iterations=3,
-        warmup_seconds=1.0,
-        timed_iterations=30,
-        min_timed_iterations=3,
-        timed_seconds=3.0,
-    ),
-    "full": Protocol(
-        name="full",
-        warmup_iterations=10,
-        warmup_seconds=10.0,
-        timed_iterations=100,
-        min_timed_iterations=10,
-        timed_seconds=60.0,
-    ),
-    # Paper, section 14: 50 warm-up runs, then 300 timed CUDA runs, AMP/FP16, batch 1.
-    "paper": Protocol(name="paper", warmup_iterations=50, timed_iterations=300, min_timed_iterations=300),
-}
 PAPER_PRECISION: Precision = "amp-fp16"
 
 
@@ -168,14 +100,26 @@ class Sweep:
     precisions: tuple[Precision, ...]
     executions: tuple[Execution, ...]
     batch_sizes: tuple[int, ...]
+    replicates: int = 1
     seed: int = 0
 
     def cases(self, device_type: str) -> Iterator[Case]:
-        """Yield every case once, small resolutions first, in a fixed order.
+        """Yield every case once, pass after pass over the plan, small resolutions first, in a fixed order.
 
-        Resolution is the outermost axis: whatever stops a sweep, each mechanism has been measured up to about the
-        same size. A mechanism that lacks an implementation has no case for it.
+        Inside a pass resolution is the outermost axis: whatever stops a sweep, each mechanism has been measured up
+        to about the same size. Each pass begins a resolution one cell later than the one before, so that what a cell
+        inherits from its predecessor (heat, clocks) differs from pass to pass. A mechanism that lacks an
+        implementation has no case for it.
         """
+        once = list(self._one_pass(device_type))
+        for replicate in range(self.replicates):
+            for _, group in itertools.groupby(once, key=lambda case: case.resolution):
+                cells = list(group)
+                first = replicate % len(cells)
+                for case in cells[first:] + cells[:first]:
+                    yield replace(case, replicate=replicate)
+
+    def _one_pass(self, device_type: str) -> Iterator[Case]:
         known = resolve_mechanisms(self.mechanisms)
         axes = itertools.product(
             self.resolutions,

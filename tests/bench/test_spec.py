@@ -17,9 +17,7 @@ from infsa_bench.spec import (
     MAX_RESOLUTION,
     PHASES,
     PRECISIONS,
-    PROTOCOLS,
     Case,
-    Protocol,
     Sweep,
     parse_batch_sizes,
     parse_configs,
@@ -354,6 +352,7 @@ def some_of(known: tuple[Any, ...], *, at_least: int = 1) -> st.SearchStrategy[t
         precisions=some_of(PRECISIONS, at_least=0),
         executions=some_of(EXECUTIONS),
         batch_sizes=some_of((1, 2, 64)),
+        replicates=st.integers(1, 4),
     ),
     st.sampled_from(["cpu", "cuda"]),
 )
@@ -361,8 +360,55 @@ def test_case_ids_are_unique_and_their_order_stable(sweep: Sweep, device_type: s
     cases = list(sweep.cases(device_type))
     assert len({case.id for case in cases}) == len(cases)
     assert cases == list(sweep.cases(device_type))
-    resolutions = [case.resolution for case in cases]
-    assert resolutions == sorted(resolutions)
+    passes = [[case for case in cases if case.replicate == replicate] for replicate in range(sweep.replicates)]
+    assert cases == [case for one_pass in passes for case in one_pass]
+    for one_pass in passes:
+        resolutions = [case.resolution for case in one_pass]
+        assert resolutions == sorted(resolutions)
+        assert {case.cell for case in one_pass} == {case.cell for case in passes[0]}
+
+
+def test_every_replicate_passes_over_the_whole_plan() -> None:
+    sweep = make_sweep(mechanisms=("softmax", "linformer", "agent"), replicates=4)
+    found = [(case.replicate, case.resolution, case.mechanism) for case in sweep.cases("cpu")]
+    orders = [
+        ("softmax", "linformer", "agent"),
+        ("linformer", "agent", "softmax"),
+        ("agent", "softmax", "linformer"),
+        ("softmax", "linformer", "agent"),
+    ]
+    assert found == [
+        (replicate, resolution, mechanism)
+        for replicate, order in enumerate(orders)
+        for resolution in (224, 512)
+        for mechanism in order
+    ]
+
+
+def test_one_replicate_is_the_plan_as_it_was() -> None:
+    assert list(make_sweep(replicates=1).cases("cpu")) == list(make_sweep().cases("cpu"))
+    first_pass = [case for case in make_sweep(replicates=3).cases("cpu") if case.replicate == 0]
+    assert first_pass == list(make_sweep().cases("cpu"))
+
+
+def test_replicates_of_a_single_cell() -> None:
+    sweep = make_sweep(mechanisms=("softmax",), resolutions=(224,), replicates=3)
+    assert [case.id[-3:] for case in sweep.cases("cpu")] == ["/p0", "/p1", "/p2"]
+    assert len({case.cell for case in sweep.cases("cpu")}) == 1
+
+
+@settings(deadline=None)
+@given(st.integers(2, 9), st.integers(1, 12))
+def test_every_cell_gets_to_begin_a_resolution(mechanisms: int, replicates: int) -> None:
+    """What a cell inherits from the one before differs from pass to pass, until all have been first."""
+    sweep = make_sweep(mechanisms=NINE[:mechanisms], replicates=replicates)
+    first = [case.mechanism for case in sweep.cases("cpu") if case.resolution == 512][::mechanisms]
+    assert len(first) == replicates
+    assert len(set(first)) == min(mechanisms, replicates)
+
+
+def test_an_empty_plan_has_no_replicates() -> None:
+    assert list(make_sweep(implementations=("imaginary",), replicates=3).cases("cpu")) == []
 
 
 @settings(deadline=None)
@@ -376,78 +422,6 @@ def test_two_cases_of_a_cell_differ_in_their_replicate_only(mechanism: str, firs
 def test_an_unknown_mechanism_has_no_cases() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'softmax'"):
         list(make_sweep(mechanisms=("softmaxx",)).cases("cpu"))
-
-
-LIMITED = Protocol(
-    name="limited",
-    warmup_iterations=3,
-    warmup_seconds=1.0,
-    timed_iterations=30,
-    min_timed_iterations=4,
-    timed_seconds=3.0,
-)
-
-
-@pytest.mark.parametrize(
-    ("protocol", "iteration_seconds", "expected"),
-    [
-        (PROTOCOLS["paper"], 1e-3, 350),
-        (PROTOCOLS["paper"], 1e3, 350),
-        (LIMITED, 0.01, 3 + 30),
-        (LIMITED, 0.25, 3 + 13),
-        (LIMITED, 0.75, 2 + 5),
-        (LIMITED, 2.0, 1 + 4),
-        (LIMITED, 1e6, 1 + 4),
-    ],
-)
-def test_expected_iterations(protocol: Protocol, iteration_seconds: float, expected: int) -> None:
-    assert protocol.expected_iterations(iteration_seconds) == expected
-
-
-def test_expected_iterations_without_warm_up() -> None:
-    assert LIMITED.with_counts(warmup=0, iterations=2).expected_iterations(0.1) == 2
-
-
-def test_counts_asked_for_are_exact() -> None:
-    assert LIMITED.with_counts(warmup=None, iterations=None) is LIMITED
-    assert LIMITED.with_counts(warmup=7, iterations=None) == Protocol(
-        name="limited*",
-        warmup_iterations=7,
-        warmup_seconds=None,
-        timed_iterations=30,
-        min_timed_iterations=4,
-        timed_seconds=3.0,
-    )
-    assert LIMITED.with_counts(warmup=None, iterations=100) == Protocol(
-        name="limited*",
-        warmup_iterations=3,
-        warmup_seconds=1.0,
-        timed_iterations=100,
-        min_timed_iterations=100,
-        timed_seconds=None,
-    )
-    assert LIMITED.with_counts(warmup=0, iterations=1).expected_iterations(1e9) == 1
-
-
-@pytest.mark.parametrize(
-    ("counts", "message"),
-    [
-        ({"warmup": -1, "iterations": None}, "--warmup must be 0 or more, not -1"),
-        ({"warmup": None, "iterations": 0}, "--iterations must be 1 or more, not 0"),
-        ({"warmup": 1, "iterations": -5}, "--iterations must be 1 or more, not -5"),
-    ],
-)
-def test_bad_counts(counts: dict[str, int | None], message: str) -> None:
-    with pytest.raises(SpecError) as caught:
-        LIMITED.with_counts(**counts)  # type: ignore[arg-type]
-    assert str(caught.value) == message
-
-
-def test_the_papers_protocol() -> None:
-    paper = PROTOCOLS["paper"]
-    assert (paper.warmup_iterations, paper.timed_iterations, paper.min_timed_iterations) == (50, 300, 300)
-    assert paper.warmup_seconds is None
-    assert paper.timed_seconds is None
 
 
 def test_cases_are_frozen_and_hashable() -> None:
