@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,12 +12,14 @@ from sample_records import make_case
 from torch import Tensor, nn
 
 from infsa_bench.execute import workload
+from infsa_bench.execute.instruments import open_instruments
 from infsa_bench.execute.messages import RunCommand
+from infsa_bench.execute.modes import MODES, CudaGraph, Forward, IndexedForward
 from infsa_bench.execute.worker import run_case
 from infsa_bench.execute.workload import build_workload, unsupported_reason
-from infsa_bench.measure.memory import PeakMemory
+from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import Measurement
-from infsa_bench.spec import PROTOCOLS, Case, Precision
+from infsa_bench.spec import Case, Precision
 
 CPU = torch.device("cpu")
 CLASSES = 1000
@@ -111,6 +114,68 @@ def test_inference(builder: Builder, precision: Precision, weights: torch.dtype,
         assert call.inference_mode
         assert not call.training
     assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"execution": "compile"}, {"phase": "train"}, {"phase": "train", "execution": "compile"}],
+)
+def test_there_is_no_graph_twin_on_a_cpu(
+    builder: Builder, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda model, **options: model)
+    assert build_workload(make_case(resolution=32, **changes), CPU).graph_twin is None
+
+
+class Captures(CudaGraph):
+    """Captures on any device: runs as it is, and keeps what it was asked for."""
+
+    def __init__(self) -> None:
+        self.inputs: list[tuple[Tensor, ...]] = []
+
+    def unsupported_reason(self, phase: str, device_type: str) -> str | None:
+        return super().unsupported_reason(phase, "cuda")
+
+    def prepare(self, forward: Forward, inputs: Sequence[Tensor]) -> IndexedForward:
+        self.inputs.append(tuple(inputs))
+        return lambda index: forward(inputs[index])
+
+
+@pytest.mark.parametrize(
+    ("changes", "has_twin"),
+    [
+        ({}, True),
+        ({"precision": "amp-bf16"}, True),
+        ({"phase": "train"}, False),
+        ({"execution": "compile"}, False),
+        ({"execution": "cuda-graph"}, False),
+    ],
+)
+def test_the_graph_twin_is_of_eager_inference(
+    builder: Builder, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], has_twin: bool
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda model, **options: model)
+    monkeypatch.setattr(workload, "MODES", {**MODES, "cuda-graph": Captures()})
+    assert (build_workload(make_case(resolution=32, **changes), CPU).graph_twin is not None) == has_twin
+
+
+def test_the_graph_twin_runs_the_same_iteration(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    captures = Captures()
+    monkeypatch.setattr(workload, "MODES", {**MODES, "cuda-graph": captures})
+    built = build_workload(make_case(resolution=32, precision="amp-bf16"), CPU)
+    assert built.graph_twin is not None
+    assert builder.model is not None
+    # Nothing is captured before somebody asks.
+    assert captures.inputs == []
+    expected = [built.call() for _ in range(4)]
+    replay = built.graph_twin()
+    found = [replay() for _ in range(4)]
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+    calls = builder.model.calls
+    assert [call.address for call in calls[4:]] == [call.address for call in calls[:4]]
+    assert [call.autocast for call in calls] == [torch.bfloat16] * 8
+    assert all(call.inference_mode for call in calls)
+    assert [batch.data_ptr() for batch in captures.inputs[0]] == [call.address for call in calls[:2]]
 
 
 def test_inputs_are_random_and_rotate(builder: Builder) -> None:
@@ -234,9 +299,9 @@ def test_an_output_that_is_not_finite_is_flagged(
             return super().forward(images) * value
 
     monkeypatch.setattr(workload, "build_vit", lambda *arguments, **options: Spoiled(torch.float32))
-    protocol = PROTOCOLS["quick"].with_counts(warmup=1, iterations=2)
+    protocol = PROTOCOLS["quick"].customized(warmup=1, iterations=2, replicates=None)
     command = RunCommand(case=make_case(resolution=32), protocol=protocol, limit_seconds=None)
-    outcome = run_case(command, CPU, PeakMemory(CPU), lambda message: None).outcome
+    outcome = run_case(command, open_instruments(CPU), lambda message: None).outcome
     assert isinstance(outcome, Measurement)
     assert outcome.flags == flags
     assert (len(outcome.warmup_seconds), len(outcome.latencies_seconds)) == (1, 2)
@@ -256,10 +321,10 @@ def test_compile_runs_the_whole_model_for_one_shape(builder: Builder, monkeypatc
 
 
 def test_a_limit_ends_the_timing_early_and_says_so(builder: Builder) -> None:
-    protocol = PROTOCOLS["quick"].with_counts(warmup=0, iterations=50)
+    protocol = PROTOCOLS["quick"].customized(warmup=0, iterations=50, replicates=None)
     command = RunCommand(case=make_case(resolution=32), protocol=protocol, limit_seconds=0.0)
-    outcome = run_case(command, CPU, PeakMemory(CPU), lambda message: None).outcome
+    outcome = run_case(command, open_instruments(CPU), lambda message: None).outcome
     assert isinstance(outcome, Measurement)
     assert outcome.flags == ("time_limited",)
-    assert len(outcome.latencies_seconds) == 1
+    assert len(outcome.latencies_seconds) == 3
     assert outcome.warmup_seconds == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from infsa_bench.execute.modes import MODES
+from infsa_bench.execute.modes import MODES, Forward, IndexedForward
 from infsa_bench.spec import Case, resolve_mechanisms
 from infsa_models.registry import NUM_CLASSES
 from infsa_models.vit import build_vit
@@ -25,9 +26,14 @@ _AUTOCAST_DTYPES = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """A built case. ``call`` runs one iteration and returns its logits; ``model_bytes`` as in Measurement."""
+    """A built case. ``call`` runs one iteration and returns its logits; ``model_bytes`` as in Measurement.
+
+    ``graph_twin`` captures the same iteration in CUDA graphs and returns what replays it, for comparison; None where
+    the case is not eager inference on a GPU. It raises as build_workload does, and its graphs need memory.
+    """
 
     call: Callable[[], Tensor]
+    graph_twin: Callable[[], Callable[[], Tensor]] | None
     parameters: int
     model_bytes: int
     build_seconds: float
@@ -64,9 +70,14 @@ def build_workload(case: Case, device: torch.device) -> Workload:
     build_seconds = time.perf_counter() - start
     images = [_random_images(case, device) for _ in range(INPUT_BUFFERS)]
     state_bytes = sum(tensor.nbytes for tensor in itertools.chain(model.parameters(), model.buffers()))
+    graph_twin: Callable[[], Callable[[], Tensor]] | None = None
     if case.phase == "infer":
         model.eval().requires_grad_(False)
-        call = _inference_call(case, device, model, images)
+        mode = MODES[case.execution]
+        forward = _forward(case, device, mode.wrap(model))
+        call = _rotating(mode.prepare(forward, images), images)
+        if case.execution == "eager" and MODES["cuda-graph"].unsupported_reason(case.phase, device.type) is None:
+            graph_twin = functools.partial(_graph_twin, forward, images)
     else:
         model.train()
         call = _training_call(case, device, model, images)
@@ -74,6 +85,7 @@ def build_workload(case: Case, device: torch.device) -> Workload:
         state_bytes += 3 * sum(parameter.nbytes for parameter in model.parameters())
     return Workload(
         call=call,
+        graph_twin=graph_twin,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         model_bytes=state_bytes,
         build_seconds=build_seconds,
@@ -92,17 +104,22 @@ def _autocast(case: Case, device: torch.device) -> AbstractContextManager[object
     return torch.autocast(device.type, dtype=_AUTOCAST_DTYPES[case.precision])
 
 
-def _inference_call(case: Case, device: torch.device, model: nn.Module, images: list[Tensor]) -> Callable[[], Tensor]:
-    mode = MODES[case.execution]
-    run_model = mode.wrap(model)
-
+def _forward(case: Case, device: torch.device, run_model: Forward) -> Forward:
     def forward(batch: Tensor) -> Tensor:
         with torch.inference_mode(), _autocast(case, device):
             return run_model(batch)
 
-    run = mode.prepare(forward, images)
-    rotating = itertools.cycle(range(len(images)))
-    return lambda: run(next(rotating))
+    return forward
+
+
+def _rotating(run: IndexedForward, images: list[Tensor]) -> Callable[[], Tensor]:
+    """Return a callable that runs on each of the images in turn."""
+    indices = itertools.cycle(range(len(images)))
+    return lambda: run(next(indices))
+
+
+def _graph_twin(forward: Forward, images: list[Tensor]) -> Callable[[], Tensor]:
+    return _rotating(MODES["cuda-graph"].prepare(forward, images), images)
 
 
 def _training_call(case: Case, device: torch.device, model: nn.Module, images: list[Tensor]) -> Callable[[], Tensor]:
