@@ -6,14 +6,17 @@ import itertools
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from fake_nvml import FakeNvml
 
 from infsa_bench import __version__
+from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.execute.worker import resolve_device
 from infsa_bench.measure import environment
-from infsa_bench.measure.environment import describe_environment, git_state, matmul_flops_per_second
+from infsa_bench.measure.environment import describe_environment, find_gpu, git_state, matmul_flops_per_second
 
 CPU = torch.device("cpu")
 
@@ -26,7 +29,7 @@ def test_the_environment_of_a_cpu() -> None:
     assert described.torch_version == torch.__version__
     assert described.torch_threads == torch.get_num_threads()
     assert described.infsa_bench_version == __version__
-    assert described.driver_version is None
+    assert described.gpu is None
     assert described.key == describe_environment(CPU).key
 
 
@@ -58,6 +61,32 @@ def test_the_rate_of_a_matrix_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment.time, "perf_counter", lambda: next(readings) / 16)
     rate = matmul_flops_per_second(CPU, torch.float32, seconds=0.25)
     assert rate == 2 * 1024**3 * 3 / 0.25
+
+
+def properties_of(uuid: str, bus: int) -> SimpleNamespace:
+    return SimpleNamespace(uuid=uuid.removeprefix("GPU-"), pci_domain_id=0, pci_bus_id=bus, pci_device_id=0)
+
+
+def test_a_gpu_is_found_by_identity_not_by_number(fake_nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's first GPU is NVML's second."""
+    fake_nvml.reset(devices=2)
+    second = fake_nvml.device(1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties_of(second.uuid, 2))
+    facts = find_gpu(torch.device("cuda:0")).facts
+    assert (facts.nvml_index, facts.uuid, facts.name) == (1, second.uuid, "FAKE GPU 1")
+    assert facts.is_fake
+
+
+@pytest.mark.parametrize(("uuid", "bus"), [("GPU-00000000-0000-0000-0000-000000000000", 9), ("first", 2)])
+def test_a_gpu_that_nvml_does_not_know_or_knows_twice_is_refused(
+    fake_nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch, uuid: str, bus: int
+) -> None:
+    fake_nvml.reset(devices=2)
+    uuid = fake_nvml.device(0).uuid if uuid == "first" else uuid
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties_of(uuid, bus))
+    with pytest.raises(MeterUnavailableError) as refusal:
+        find_gpu(torch.device("cuda:0"))
+    assert refusal.value.reason == "identity"
 
 
 @pytest.mark.parametrize(("available", "expected"), [(True, "cuda:0"), (False, "cpu")])

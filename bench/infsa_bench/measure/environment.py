@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
-import pynvml
 import timm
 import torch
 
 from infsa_bench import __version__
+from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.measure.latency import synchronize
-from infsa_bench.record import Environment
+from infsa_bench.measure.nvml import Gpu
+from infsa_bench.record import Environment, GpuFacts
+
+
+def find_gpu(device: torch.device) -> Gpu:
+    """Return NVML's view of a CUDA device: the numbers of the two need not agree, so it is found by identity.
+
+    Raises:
+        MeterUnavailableError: NVML is not there, or does not know this GPU.
+    """
+    properties: Any = torch.cuda.get_device_properties(device)
+    address = f"{properties.pci_domain_id:08x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
+    return Gpu.find(f"GPU-{properties.uuid}", address)
 
 
 def describe_environment(device: torch.device) -> Environment:
     """Describe the machine, its ``device`` and the libraries in use."""
     commit, dirty = git_state(Path(__file__).resolve())
-    uuid = driver = cudnn = None
+    gpu: GpuFacts | None = None
+    uuid = cudnn = None
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         name, uuid, memory_bytes = properties.name, f"GPU-{properties.uuid}", properties.total_memory
-        driver, cudnn = _driver_version(), str(torch.backends.cudnn.version())
+        cudnn = str(torch.backends.cudnn.version())
+        # A GPU works without NVML; then only less is known of it.
+        with contextlib.suppress(MeterUnavailableError):
+            gpu = find_gpu(device).facts
     else:
         name = cpu_name()
         memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -34,7 +52,7 @@ def describe_environment(device: torch.device) -> Environment:
         device_name=name,
         device_uuid=uuid,
         device_memory_bytes=memory_bytes,
-        driver_version=driver,
+        gpu=gpu,
         cuda_version=torch.version.cuda,
         cudnn_version=cudnn,
         torch_version=torch.__version__,
@@ -46,6 +64,7 @@ def describe_environment(device: torch.device) -> Environment:
         torch_threads=torch.get_num_threads(),
         float32_matmul_precision=torch.get_float32_matmul_precision(),
         cudnn_benchmark=torch.backends.cudnn.benchmark,
+        tf32_convolutions=torch.backends.cudnn.allow_tf32,
         allocator_settings=os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
         infsa_bench_version=__version__,
         git_commit=commit,
@@ -74,17 +93,6 @@ def cpu_name() -> str:
     except OSError:
         found = None
     return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def _driver_version() -> str | None:
-    try:
-        pynvml.nvmlInit()
-        try:
-            return str(pynvml.nvmlSystemGetDriverVersion())
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError:
-        return None
 
 
 def git_state(file: Path) -> tuple[str | None, bool | None]:

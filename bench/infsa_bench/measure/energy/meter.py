@@ -1,0 +1,355 @@
+"""The protocol of an energy measurement: which meter, how many trials, and what is to be doubted of the result."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+from infsa_bench.errors import MeterUnavailableError
+from infsa_bench.intervals import mean_half_width
+from infsa_bench.measure.energy.clock import Clock
+from infsa_bench.measure.energy.counter import SLOW_COUNTER_SECONDS, NvmlCounter
+from infsa_bench.measure.energy.load import Idle, Load
+from infsa_bench.measure.energy.observer import Observer, Sample
+from infsa_bench.measure.energy.plan import UNKNOWN_PERIOD_SECONDS, WindowPlan, plan_trial
+from infsa_bench.measure.energy.trace import Watched
+from infsa_bench.measure.nvml import THROTTLE_REASONS, Gpu
+from infsa_bench.protocol import EnergyPreset, number_of_trials
+from infsa_bench.record import EnergyCalibration, EnergyReading, EnergyTrial, EnergyWindow, TracePoint
+
+Result = TypeVar("Result")
+
+SETTLE_SECONDS = 1.0
+SETTLE_PERIODS = 10
+CROSSCHECK_GAP = 0.10
+DRIFT_CELSIUS = 5
+TARGET_HALF_WIDTH = 0.02
+"""Relative to the mean; with a wider interval there are up to twice as many trials."""
+
+LEAST_TRIALS_TO_EXTEND = 3
+MAX_THROTTLED_REPEATS = 2
+EMPTY_GPU_BYTES = 600 * 2**20
+"""What a context of our own may take beside the allocator's memory: more belongs to somebody else."""
+
+IDLE_POWER_SPREAD = 0.2
+SHARING_SECONDS = 2.0
+SHARING_SAMPLE_SECONDS = 0.1
+
+
+class Meter(Protocol):
+    """One way to measure energy; see :mod:`counter`, :mod:`power` and :mod:`rapl`. All raise MeterUnavailableError."""
+
+    def calibrate_idle(self) -> EnergyCalibration:
+        """Watch the device without load."""
+
+    def calibrate_under_load(self, load: Load, calibration: EnergyCalibration) -> EnergyCalibration:
+        """Find out what only a load shows."""
+
+    def settle(self, load: Load, seconds: float, calibration: EnergyCalibration) -> None:
+        """Run the load until the device is warm."""
+
+    def watch(self, load: Load, plans: tuple[WindowPlan, ...], calibration: EnergyCalibration) -> Watched:
+        """Return one trial."""
+
+    def relative_bias(self, windows: tuple[EnergyWindow, ...]) -> float:
+        """Return the bound of the errors that repeating does not average out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """A reading, the power trace behind it, and what the time went into, in seconds by name."""
+
+    reading: EnergyReading
+    trace: tuple[TracePoint, ...]
+    stage_seconds: dict[str, float]
+
+
+class EnergyMeter:
+    """Measures one device with the first of several meters that works.
+
+    ``calibration`` is what an earlier worker of the same run found out, None to find out by itself. On a GPU
+    ``observer`` and ``own_bytes`` (memory that this process holds) tell whether somebody else uses it.
+    """
+
+    def __init__(
+        self,
+        meters: Sequence[tuple[str, Meter]],
+        clock: Clock,
+        *,
+        gpu: Gpu | None = None,
+        observer: Observer | None = None,
+        own_bytes: Callable[[], int] = lambda: 0,
+        calibration: EnergyCalibration | None = None,
+    ) -> None:
+        self._meters = dict(meters)
+        self._clock = clock
+        self._gpu = gpu
+        self._observer = observer
+        self._own_bytes = own_bytes
+        self.calibration = calibration
+
+    def calibrate(self) -> EnergyCalibration:
+        """Watch the idle device with the first meter that can, and remember what was found.
+
+        Raises:
+            MeterUnavailableError: none can; the reason is that of the first.
+        """
+        # First: it takes two seconds, in which the device comes to rest.
+        sharing = self._sharing()
+        failures: list[MeterUnavailableError] = []
+        for meter in self._meters.values():
+            try:
+                found = meter.calibrate_idle()
+            except MeterUnavailableError as error:
+                failures.append(error)
+                continue
+            reasons = (*(failure.reason for failure in failures), *found.doubts, *sharing)
+            known = self.calibration
+            if known is not None and known.source == found.source:
+                # What only a load shows is known already.
+                found = replace(
+                    known,
+                    idle_watts=found.idle_watts,
+                    idle_seconds=found.idle_seconds,
+                    temperature_celsius=found.temperature_celsius,
+                )
+            self.calibration = replace(found, doubts=tuple(dict.fromkeys(reasons)))
+            return self.calibration
+        raise failures[0]
+
+    def read(
+        self, load: Load, iteration_seconds: float, preset: EnergyPreset, trials: int, *, limit_seconds: float | None
+    ) -> Watch:
+        """Return the energy of ``load``, whatever happens: a meter that fails is a reading with a reason."""
+        watching = _Watching(clock=self._clock, limit_seconds=limit_seconds)
+        try:
+            reading = self._read(load, iteration_seconds, preset, trials, watching)
+        except MeterUnavailableError as error:
+            reading = not_measured(error)
+        return Watch(reading=reading, trace=watching.trace(), stage_seconds=watching.stage_seconds)
+
+    def _read(
+        self, load: Load, iteration_seconds: float, preset: EnergyPreset, trials: int, watching: _Watching
+    ) -> EnergyReading:
+        if self.calibration is None:
+            self.calibration = watching.timed("idle", self.calibrate)
+        calibration = self.calibration
+        meter = self._meters[calibration.source]
+        if calibration.source == "nvml_counter" and calibration.period_seconds is None:
+            calibration = watching.timed("probe", lambda: meter.calibrate_under_load(load, calibration))
+            self.calibration = calibration
+        period_seconds = calibration.period_seconds or UNKNOWN_PERIOD_SECONDS
+        settle_seconds = max(SETTLE_SECONDS, SETTLE_PERIODS * period_seconds)
+        watching.timed("settle", lambda: meter.settle(load, settle_seconds, calibration))
+        count = number_of_trials(preset, trials, iteration_seconds)
+        target, repeats = count, 0
+        done: list[EnergyTrial] = []
+        doubts = list(calibration.doubts)
+        if period_seconds > SLOW_COUNTER_SECONDS:
+            doubts.append("slow_counter")
+        while len(done) < target:
+            if done and watching.is_over():
+                doubts.append("time_limited")
+                break
+            plans = plan_trial(
+                preset,
+                iteration_seconds=iteration_seconds,
+                period_seconds=period_seconds,
+                trial=len(done) % count,
+                trials=count,
+            )
+            begin_ns = self._clock.now_ns()
+            watched = watching.timed("window", lambda plans=plans: meter.watch(load, plans, calibration))  # type: ignore[misc]
+            done.append(_trial(watched, watching.seconds_since_first(begin_ns)))
+            watching.samples.extend(watched.samples)
+            if done[-1].throttle_reasons and repeats < MAX_THROTTLED_REPEATS:
+                repeats += 1
+                target += 1
+            if len(done) == count + repeats == target and not _is_settled(done) and count >= LEAST_TRIALS_TO_EXTEND:
+                target += count
+        windows = tuple(window for trial in done for window in trial.windows)
+        doubts += self._doubts(done, watching.samples, meter)
+        doubts = list(dict.fromkeys(doubts))
+        return EnergyReading(
+            status="measured_low_confidence" if doubts else "measured",
+            reason=doubts[0] if doubts else None,
+            detail=DETAILS.get(doubts[0], doubts[0]) if doubts else None,
+            doubts=tuple(doubts),
+            preset=preset.name,
+            relative_bias=meter.relative_bias(windows),
+            calibration=calibration,
+            trials=tuple(done),
+        )
+
+    def watch_unaligned(self, load: Load, seconds: float) -> EnergyWindow | None:
+        """Return a window between two plain readings of an NVML counter, for comparison; None for other meters.
+
+        Raises:
+            MeterUnavailableError: too short a window (``window_too_short``), or as :meth:`calibrate`.
+        """
+        calibration = self.calibration or self.calibrate()
+        meter = self._meters[calibration.source]
+        return meter.watch_unaligned(load, seconds, calibration) if isinstance(meter, NvmlCounter) else None
+
+    @contextmanager
+    def observing(self) -> Iterator[None]:
+        """Sample a GPU's power as during a trial, whatever runs inside."""
+        if self._observer is None:
+            yield
+            return
+        period_seconds = (self.calibration and self.calibration.period_seconds) or UNKNOWN_PERIOD_SECONDS
+        self._observer.start_trace(period_seconds / 2)
+        try:
+            yield
+        finally:
+            self._observer.stop_trace()
+
+    def close(self) -> None:
+        """End the observer."""
+        if self._observer is not None:
+            self._observer.close()
+
+    def _sharing(self) -> tuple[str, ...]:
+        """Return the doubt ``shared`` where somebody else seems to use the idle GPU."""
+        if self._gpu is None or self._observer is None:
+            return ()
+        self._observer.start_trace(SHARING_SAMPLE_SECONDS)
+        idle = Idle(self._clock)
+        end_ns = self._clock.now_ns() + round(SHARING_SECONDS * 1e9)
+        while self._clock.now_ns() < end_ns:
+            idle.keep_busy(min(end_ns, self._observer.due_ns))
+            self._observer.edge()
+        samples = self._observer.stop_trace()
+        state = self._gpu.state()
+        if state.foreign_processes is not None:
+            return ("shared",) if state.foreign_processes > 0 else ()
+        # The driver does not list even ourselves: who else is there can only be inferred.
+        watts = [sample.power_watts for sample in samples if sample.power_watts is not None]
+        is_restless = bool(watts) and max(watts) - min(watts) > IDLE_POWER_SPREAD * statistics.median(watts)
+        foreign_bytes = (state.memory_used_bytes or 0) - self._own_bytes()
+        is_shared = foreign_bytes > EMPTY_GPU_BYTES or (state.utilization_percent or 0) > 0 or is_restless
+        return ("shared",) if is_shared else ()
+
+    def _doubts(self, done: list[EnergyTrial], samples: list[Sample], meter: Meter) -> list[str]:
+        temperatures = [
+            celsius
+            for trial in done
+            for celsius in (trial.temperature_begin_celsius, trial.temperature_end_celsius)
+            if celsius is not None
+        ]
+        gap = crosscheck_gap(done)
+        found = {
+            "shared": any((sample.foreign_processes or 0) > 0 for sample in samples)
+            or "shared" in getattr(meter, "doubts", ()),
+            "throttled": any(trial.throttle_reasons for trial in done),
+            "counter_vs_power": gap is not None and abs(gap) > CROSSCHECK_GAP,
+            "temperature_drift": bool(temperatures) and max(temperatures) - min(temperatures) > DRIFT_CELSIUS,
+            "single_trial": len(done) == 1,
+            "wide_interval": len(done) > 1 and _half_width(done) > TARGET_HALF_WIDTH,
+        }
+        return [name for name, is_so in found.items() if is_so]
+
+
+class _Watching:
+    """Bookkeeping of one measurement: time spent, time left, samples."""
+
+    def __init__(self, *, clock: Clock, limit_seconds: float | None) -> None:
+        self._clock = clock
+        self._begin_ns = clock.now_ns()
+        self._first_trial_ns: int | None = None
+        self._limit_seconds = limit_seconds
+        self.stage_seconds: dict[str, float] = {}
+        self.samples: list[Sample] = []
+
+    def timed(self, stage: str, work: Callable[[], Result]) -> Result:
+        begin_ns = self._clock.now_ns()
+        try:
+            return work()
+        finally:
+            spent = (self._clock.now_ns() - begin_ns) / 1e9
+            self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + spent
+
+    def is_over(self) -> bool:
+        """Whether one more trial like those so far would pass the limit; ``window`` counts them together."""
+        if self._limit_seconds is None:
+            return False
+        return (self._clock.now_ns() - self._begin_ns) / 1e9 > self._limit_seconds
+
+    def seconds_since_first(self, ns: int) -> float:
+        if self._first_trial_ns is None:
+            self._first_trial_ns = ns
+        return (ns - self._first_trial_ns) / 1e9
+
+    def trace(self) -> tuple[TracePoint, ...]:
+        return tuple(
+            TracePoint(
+                seconds=(sample.ns - self.samples[0].ns) / 1e9,
+                power_watts=sample.power_watts,
+                sm_clock_mhz=sample.sm_clock_mhz,
+                temperature_celsius=sample.temperature_celsius,
+                event_reasons=sample.event_reasons,
+            )
+            for sample in self.samples
+        )
+
+
+DETAILS = {
+    "shared": "other processes used the device",
+    "throttled": "heat or hardware protection held the clocks back",
+    "counter_vs_power": f"counter and sampled power differ by more than {CROSSCHECK_GAP:.0%}",
+    "temperature_drift": f"the temperature changed by more than {DRIFT_CELSIUS} degrees",
+    "single_trial": "one trial only: no interval",
+    "wide_interval": f"the interval is wider than {TARGET_HALF_WIDTH:.0%} of the mean to each side",
+    "time_limited": "the time budget ended the trials",
+    "sampled_power": "no energy counter: sampled power",
+    "counter_unsupported": "this GPU has no energy counter: sampled power",
+    "counter_frozen": "the energy counter stands still: sampled power",
+    "slow_counter": "the counter is updated less than four times a second",
+}
+
+
+def not_measured(error: MeterUnavailableError) -> EnergyReading:
+    """Return the reading that says that there is none, and why."""
+    return EnergyReading(status="not_measured", reason=error.reason, detail=error.detail)
+
+
+def crosscheck_gap(trials: Sequence[EnergyTrial]) -> float | None:
+    """Return by how much the integral of sampled power exceeds the counter, relative; None where it was not sampled."""
+    windows = [window for trial in trials for window in trial.windows if window.power_joules is not None]
+    if not windows:
+        return None
+    sampled = sum(window.power_joules for window in windows if window.power_joules is not None)
+    return sampled / sum(window.joules for window in windows) - 1
+
+
+def _trial(watched: Watched, begin_seconds: float) -> EnergyTrial:
+    if sum(window.joules for window in watched.windows) <= 0:
+        raise MeterUnavailableError("counter_frozen", "the energy counter has not moved in a whole trial")
+    samples = watched.samples
+    clocks = [sample.sm_clock_mhz for sample in samples if sample.sm_clock_mhz is not None]
+    temperatures = [sample.temperature_celsius for sample in samples if sample.temperature_celsius is not None]
+    capped = ["sw_power_cap" in sample.event_reasons for sample in samples]
+    seen = {reason for sample in samples for reason in sample.event_reasons}
+    return EnergyTrial(
+        begin_seconds=begin_seconds,
+        windows=watched.windows,
+        temperature_begin_celsius=temperatures[0] if temperatures else None,
+        temperature_end_celsius=temperatures[-1] if temperatures else None,
+        sm_clock_mhz=statistics.median(clocks) if clocks else None,
+        power_capped_fraction=sum(capped) / len(capped) if capped else None,
+        throttle_reasons=tuple(sorted(seen & THROTTLE_REASONS)),
+    )
+
+
+def _half_width(trials: Sequence[EnergyTrial]) -> float:
+    """Half of the interval of the mean over trials, relative to the mean."""
+    values = [trial.joules_per_iteration for trial in trials]
+    half_width = mean_half_width(values)
+    return 0.0 if half_width is None else half_width / statistics.mean(values)
+
+
+def _is_settled(trials: Sequence[EnergyTrial]) -> bool:
+    return len(trials) < 2 or _half_width(trials) <= TARGET_HALF_WIDTH
