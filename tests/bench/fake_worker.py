@@ -1,7 +1,12 @@
 """A worker without torch that does what the case's options say; speaks the real protocol over the real pipe.
 
-``behave=`` measure (default), oom, unsupported, pid, sigkill, sigkill-twice, sigsegv, hang, hang-on, garbage, half,
-exit or print; ``sleep=SECONDS`` before that.
+``behave=`` measure (default), energy (with a power trace, and a calibration of ``watts=`` idle power), echo (fails
+with the command as its message), oom, unsupported, pid, sigkill, sigkill-twice, sigsegv, hang, hang-on, garbage, half,
+exit or print; ``sleep=SECONDS`` before that; ``stage=`` is the stage in which it happens.
+
+Words after the three that every worker gets make it another machine: ``meter`` measures energy where it is asked to,
+``defective`` fails its selfcheck, ``refused`` cannot be used at all, ``deaf`` ends when it is asked for a diagnosis or
+calibration, ``mute`` hangs.
 """
 
 from __future__ import annotations
@@ -13,16 +18,40 @@ import sys
 import time
 from pathlib import Path
 
-from infsa_bench.execute.messages import CheckCommand, Checked, Finished, Hello, StageReached, from_line, to_line
-from infsa_bench.record import Environment, Failure, Measurement
-from infsa_bench.spec import Case
+from infsa_bench.codec import encode
+from infsa_bench.execute.messages import (
+    CalibrateCommand,
+    Calibrated,
+    CheckCommand,
+    Checked,
+    DiagnoseCommand,
+    Diagnosed,
+    Finding,
+    Finished,
+    Hello,
+    Refused,
+    RunCommand,
+    StageReached,
+    from_line,
+    to_line,
+)
+from infsa_bench.record import (
+    EnergyCalibration,
+    EnergyReading,
+    EnergyTrial,
+    EnergyWindow,
+    Environment,
+    Failure,
+    Measurement,
+    TracePoint,
+)
 
 ENVIRONMENT = Environment(
     device="cpu",
     device_name="fake processor",
     device_uuid=None,
     device_memory_bytes=2**34,
-    driver_version=None,
+    gpu=None,
     cuda_version=None,
     cudnn_version=None,
     torch_version="0",
@@ -34,50 +63,153 @@ ENVIRONMENT = Environment(
     torch_threads=1,
     float32_matmul_precision="highest",
     cudnn_benchmark=False,
+    tf32_convolutions=False,
     allocator_settings=None,
     infsa_bench_version="0",
     git_commit=None,
     git_dirty=None,
 )
 
+NO_ENERGY = EnergyReading(
+    status="not_measured", reason="rapl_absent", detail="this machine has no counter of its processor's energy"
+)
+
 MEASUREMENT = Measurement(
     latencies_seconds=(0.25, 0.5, 0.75),
     gpu_seconds=(),
+    seconds_per_iteration=(0.25, 0.5, 0.75),
+    iterations_per_sample=1,
+    graph_seconds_per_iteration=(),
+    launch_bound=None,
     warmup_seconds=(1.0,),
     build_seconds=0.125,
     parameters=10,
     model_bytes=40,
     peak_memory_bytes=100,
     peak_reserved_bytes=None,
+    nvml_process_bytes=None,
     memory_source="process_rss",
+    energy=NO_ENERGY,
+    state_before=None,
+    state_after=None,
+    stage_seconds={"build": 0.125, "warm-up": 1.0, "latency": 1.5},
+)
+
+
+CALIBRATION = EnergyCalibration(
+    source="rapl",
+    scope="package",
+    period_seconds=0.1,
+    period_p95_seconds=0.105,
+    step_joules=0.01,
+    call_seconds=1e-5,
+    rise_seconds=None,
+    idle_watts=60.0,
+    idle_seconds=10.0,
+    temperature_celsius=40,
+)
+
+CALIBRATION_LATER = dataclasses.replace(CALIBRATION, idle_watts=65.0, temperature_celsius=55)
+
+TRACE = (
+    TracePoint(seconds=0.0, power_watts=60.25, sm_clock_mhz=1980, temperature_celsius=40, event_reasons=()),
+    TracePoint(seconds=0.1, power_watts=None, sm_clock_mhz=None, temperature_celsius=None, event_reasons=()),
+    TracePoint(
+        seconds=0.2,
+        power_watts=300.0,
+        sm_clock_mhz=1755,
+        temperature_celsius=52,
+        event_reasons=("sw_power_cap", "sw_thermal_slowdown"),
+    ),
+)
+
+
+def measured_energy(trials: int, calibration: EnergyCalibration) -> EnergyReading:
+    window = EnergyWindow(joules=600.0, iterations=40.0, seconds=2.0, edge_seconds=0.002, power_joules=598.0)
+    trial = EnergyTrial(
+        begin_seconds=0.0,
+        windows=(window,),
+        temperature_begin_celsius=40,
+        temperature_end_celsius=52,
+        sm_clock_mhz=1755.0,
+        power_capped_fraction=0.25,
+        throttle_reasons=(),
+    )
+    return EnergyReading(
+        status="measured",
+        reason=None,
+        detail=None,
+        preset="quick",
+        relative_bias=0.001,
+        calibration=calibration,
+        trials=(trial,) * trials,
+    )
+
+
+FINDINGS = (
+    Finding(name="latency", verdict="yes", detail="host clock"),
+    Finding(name="gpu energy", verdict="no", detail="no [GPU]"),
 )
 
 
 def main() -> None:
-    message_fd = int(sys.argv[2])
+    message_fd, traits = int(sys.argv[2]), sys.argv[4:]
 
     def send(message: object) -> None:
         os.write(message_fd, to_line(message))  # type: ignore[arg-type]
 
     # A device that is asked for by name is there.
     device = sys.argv[1] if sys.argv[1].startswith("cuda") else "cpu"
-    environment = dataclasses.replace(ENVIRONMENT, device=device)
-    send(Hello(environment=environment, matmul_flops_per_second={"fp32": 1e12}, available_bytes=2**40))
+    has_meter = "meter" in traits
+    if "refused" in traits:
+        send(Refused(message=f"device {device!r} cannot be used: by design"))
+        return
+    send(
+        Hello(
+            environment=dataclasses.replace(ENVIRONMENT, device=device),
+            matmul_flops_per_second={"fp32": 1e12},
+            available_bytes=2**40,
+            energy_source="rapl" if has_meter else None,
+            no_energy_reason=None if has_meter else NO_ENERGY.detail,
+        )
+    )
     for line in sys.stdin.buffer:
         command = from_line(line)
-        if isinstance(command, CheckCommand):
-            send(Checked(problems={}))
-            continue
-        send(StageReached(stage="build"))
-        behave(command.case, message_fd, send)  # type: ignore[union-attr]
+        if isinstance(command, DiagnoseCommand | CalibrateCommand) and "deaf" in traits:
+            os._exit(3)
+        if isinstance(command, DiagnoseCommand | CalibrateCommand) and "mute" in traits:
+            time.sleep(3600)
+        match command:
+            case CheckCommand():
+                send(Checked(problems={}))
+            case DiagnoseCommand(selfcheck=selfcheck):
+                verdict = "fail" if "defective" in traits else "pass"
+                check = Finding(name="linearity", verdict=verdict, detail="J(2N) / J(N) = 2.00")  # type: ignore[arg-type]
+                send(Diagnosed(findings=(*FINDINGS, check) if selfcheck else FINDINGS))
+            case CalibrateCommand():
+                send(Calibrated(calibration=CALIBRATION_LATER if has_meter else None))
+            case RunCommand():
+                send(StageReached(stage=dict(command.case.options).get("stage", "build")))  # type: ignore[arg-type]
+                send(behave(command, message_fd, "energy" if has_meter and command.energy else "measure"))
+            case other:
+                raise AssertionError(other)
 
 
-def behave(case: Case, message_fd: int, send: object) -> None:
-    options = dict(case.options)
+def behave(command: RunCommand, message_fd: int, default: str) -> Finished:
+    options = dict(command.case.options)
     if "sleep" in options:
         time.sleep(float(options["sleep"]))
     outcome: Measurement | Failure = MEASUREMENT
-    match options.get("behave", "measure"):
+    match options.get("behave", default):
+        case "energy":
+            # What the run knows already is not found out again.
+            watts = float(options.get("watts", "60"))
+            calibration = command.calibration or dataclasses.replace(CALIBRATION, idle_watts=watts)
+            energy = measured_energy(command.trials, calibration)
+            measurement = dataclasses.replace(MEASUREMENT, energy=energy)
+            return Finished(outcome=measurement, reusable=True, trace=TRACE, calibration=calibration)
+        case "echo":
+            outcome = Failure(kind="unsupported", stage="start", message=encode(command))
         case "oom":
             outcome = Failure(kind="oom", stage="build", message="out of memory", requested_bytes=7)
         case "unsupported":
@@ -110,7 +242,8 @@ def behave(case: Case, message_fd: int, send: object) -> None:
             os._exit(3)
         case "print":
             print("x" * 2**20)
-    send(Finished(outcome=outcome, reusable=isinstance(outcome, Measurement) or outcome.kind == "unsupported"))  # type: ignore[operator]
+    reusable = isinstance(outcome, Measurement) or outcome.kind == "unsupported"
+    return Finished(outcome=outcome, reusable=reusable)
 
 
 if __name__ == "__main__":

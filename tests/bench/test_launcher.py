@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -12,19 +13,28 @@ from pathlib import Path
 
 import pytest
 import sample_records
-from fake_worker import MEASUREMENT
+from fake_worker import CALIBRATION, CALIBRATION_LATER, FINDINGS, MEASUREMENT, TRACE
 
+from infsa_bench.codec import decode
 from infsa_bench.errors import SweepStoppedError
-from infsa_bench.execute import launcher as launcher_module
+from infsa_bench.execute import process
 from infsa_bench.execute.launcher import MAX_ATTEMPTS, CaseRun, Launcher
-from infsa_bench.record import Failure
-from infsa_bench.spec import PROTOCOLS, Case
+from infsa_bench.execute.messages import RunCommand
+from infsa_bench.execute.process import WorkerCommand
+from infsa_bench.protocol import ENERGY_PRESETS, PROTOCOLS, EnergyPreset
+from infsa_bench.record import Failure, Measurement
+from infsa_bench.spec import Case
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 
 
 def fake_command(device: str, message_fd: int, parent_pid: int) -> list[str]:
     return [sys.executable, str(FAKE_WORKER), device, str(message_fd), str(parent_pid)]
+
+
+def fake_command_of(*traits: str) -> WorkerCommand:
+    """Return how to start a fake worker on a machine that has these traits."""
+    return lambda device, message_fd, parent_pid: [*fake_command(device, message_fd, parent_pid), *traits]
 
 
 def make_case(**options: str) -> Case:
@@ -38,8 +48,23 @@ def launcher() -> Iterator[Launcher]:
         yield launcher
 
 
-def run(launcher: Launcher, timeout_seconds: float = 30.0, **options: str) -> CaseRun:
-    return launcher.run(make_case(**options), PROTOCOLS["quick"], timeout_seconds=timeout_seconds, limit_seconds=None)
+def run(
+    launcher: Launcher, timeout_seconds: float = 30.0, energy: EnergyPreset | None = None, **options: str
+) -> CaseRun:
+    return launcher.run(
+        make_case(**options),
+        PROTOCOLS["quick"],
+        timeout_seconds=timeout_seconds,
+        limit_seconds=None,
+        energy=energy,
+    )
+
+
+def echo(launcher: Launcher, energy: EnergyPreset | None = None) -> RunCommand:
+    """Return the command that reaches the worker."""
+    outcome = run(launcher, energy=energy, behave="echo").outcome
+    assert isinstance(outcome, Failure)
+    return decode(RunCommand, outcome.message)
 
 
 def pid(launcher: Launcher) -> int:
@@ -136,10 +161,128 @@ def test_a_hanging_worker_times_out_and_is_gone(launcher: Launcher, behave: str)
 
 def test_a_worker_that_the_kernel_killed_for_memory(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
     run(launcher)
-    monkeypatch.setattr(launcher_module, "memory_kills", lambda: 10**6)
+    monkeypatch.setattr(process, "memory_kills", lambda: 10**6)
     ended = run(launcher, behave="sigkill")
     assert isinstance(ended.outcome, Failure)
     assert (ended.outcome.kind, ended.attempts) == ("host_oom", ())
+
+
+@pytest.mark.parametrize(
+    ("behave", "timeout_seconds", "kind"), [("hang", 0.5, "timeout"), ("exit", 30.0, "crash"), ("oom", 30.0, "oom")]
+)
+def test_what_goes_wrong_while_energy_is_watched_costs_the_case(
+    launcher: Launcher, behave: str, timeout_seconds: float, kind: str
+) -> None:
+    ended = run(launcher, timeout_seconds=timeout_seconds, behave=behave, stage="energy")
+    assert isinstance(ended.outcome, Failure)
+    # The fake worker itself says in which stage it ran out of memory.
+    assert (ended.outcome.kind, ended.outcome.stage) == (kind, "build" if behave == "oom" else "energy")
+    assert (ended.trace, ended.calibration) == ((), None)
+    assert run(launcher).outcome == MEASUREMENT
+
+
+def test_a_renewed_launcher_has_a_fresh_worker_but_keeps_one_that_has_run_nothing(launcher: Launcher) -> None:
+    idle = launcher._worker
+    launcher.check(("os:system",))
+    launcher.renew()
+    assert launcher._worker is idle
+    first = pid(launcher)
+    launcher.renew()
+    assert wait_until_gone(first)
+    launcher.renew()
+    second = pid(launcher)
+    assert second != first
+    # A failed case has ended the worker already.
+    run(launcher, behave="oom")
+    launcher.renew()
+    assert pid(launcher) not in (first, second)
+
+
+def test_a_worker_is_told_how_to_watch_energy(launcher: Launcher) -> None:
+    command = echo(launcher)
+    assert (command.energy, command.trials, command.calibration) == (None, 1, None)
+    command = echo(launcher, ENERGY_PRESETS["full"])
+    assert (command.energy, command.trials) == (ENERGY_PRESETS["full"], 5)
+
+
+def test_trials_are_spread_over_the_replicates(launcher: Launcher) -> None:
+    trials = []
+    for replicate in range(3):
+        case = dataclasses.replace(make_case(behave="echo"), replicate=replicate)
+        outcome = launcher.run(
+            case, PROTOCOLS["full"], timeout_seconds=30.0, limit_seconds=1.5, energy=ENERGY_PRESETS["full"]
+        ).outcome
+        assert isinstance(outcome, Failure)
+        command = decode(RunCommand, outcome.message)
+        assert (command.case, command.protocol, command.limit_seconds) == (case, PROTOCOLS["full"], 1.5)
+        trials.append(command.trials)
+    assert trials == [2, 2, 1]
+
+
+def test_trace_and_calibration_come_back(launcher: Launcher) -> None:
+    ended = run(launcher, energy=ENERGY_PRESETS["quick"], behave="energy")
+    assert isinstance(ended.outcome, Measurement)
+    assert len(ended.outcome.energy.trials) == 3
+    assert (ended.trace, ended.calibration) == (TRACE, CALIBRATION)
+
+
+def test_the_first_calibration_of_a_run_is_handed_on(launcher: Launcher) -> None:
+    assert run(launcher).calibration is None
+    first = run(launcher, behave="energy", watts="61").calibration
+    assert first == dataclasses.replace(CALIBRATION, idle_watts=61.0)
+    assert echo(launcher).calibration == first
+    launcher.renew()
+    assert echo(launcher).calibration == first
+    run(launcher, behave="sigsegv")
+    assert echo(launcher).calibration == first
+    assert run(launcher, behave="energy", watts="62").calibration == first
+    # Also of a case that has no energy to tell.
+    assert run(launcher).calibration == first
+
+
+def test_the_counter_is_looked_at_once_more_only_where_it_was_seen() -> None:
+    with Launcher("cpu", fake_command_of("meter")) as launcher:
+        assert launcher.calibrate() is None
+        run(launcher, behave="energy")
+        assert launcher.calibrate() == CALIBRATION_LATER
+        assert run(launcher).outcome == MEASUREMENT
+        run(launcher, behave="oom")
+        # No worker is started for it alone.
+        assert launcher.calibrate() is None
+        assert launcher._worker is None
+
+
+@pytest.mark.parametrize("trait", ["deaf", "mute"])
+def test_a_worker_lost_over_its_second_calibration_is_no_error(trait: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Launcher("cpu", fake_command_of("meter", trait)) as launcher:
+        first = pid(launcher)
+        run(launcher, behave="energy")
+        monkeypatch.setattr(process, "START_SECONDS", 0.5)
+        assert launcher.calibrate() is None
+        assert wait_until_gone(first)
+        monkeypatch.undo()
+        assert run(launcher).outcome == MEASUREMENT
+
+
+def test_diagnoses(launcher: Launcher) -> None:
+    assert launcher.diagnose(selfcheck=False) == FINDINGS
+    *usual, check = launcher.diagnose(selfcheck=True)
+    assert tuple(usual) == FINDINGS
+    assert (check.name, check.verdict) == ("linearity", "pass")
+    assert run(launcher).outcome == MEASUREMENT
+
+
+@pytest.mark.parametrize("selfcheck", [False, True])
+def test_a_diagnosis_that_ends_the_worker(selfcheck: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        Launcher("cpu", fake_command_of("deaf")) as launcher,
+        pytest.raises(SweepStoppedError, match="the diagnosis ended the worker: exit code 3"),
+    ):
+        launcher.diagnose(selfcheck)
+    with Launcher("cpu", fake_command_of("mute")) as launcher:
+        monkeypatch.setattr(process, "SELFCHECK_SECONDS" if selfcheck else "START_SECONDS", 0.2)
+        with pytest.raises(SweepStoppedError, match="the diagnosis ended the worker: no answer"):
+            launcher.diagnose(selfcheck)
 
 
 def test_closing_ends_the_worker() -> None:
@@ -158,7 +301,7 @@ def test_a_worker_that_does_not_start_stops_the_sweep(monkeypatch: pytest.Monkey
     def silent(device: str, message_fd: int, parent_pid: int) -> list[str]:
         return [sys.executable, "-c", "import time; time.sleep(60)"]
 
-    monkeypatch.setattr(launcher_module, "START_SECONDS", 0.5)
+    monkeypatch.setattr(process, "START_SECONDS", 0.5)
     with pytest.raises(SweepStoppedError, match="no answer"):
         Launcher("cpu", silent)
 
@@ -168,14 +311,15 @@ def test_the_real_worker_dies_with_a_parent_that_is_killed(tmp_path: Path) -> No
     script = """
 import subprocess
 from infsa_bench.execute.launcher import Launcher
-from infsa_bench.spec import PROTOCOLS, Case
+from infsa_bench.protocol import PROTOCOLS
+from infsa_bench.spec import Case
 launcher = Launcher("cpu")
 stdin = launcher._worker._process.stdin.fileno()
 holder = subprocess.Popen(["sleep", "30"], pass_fds=(stdin,), stdout=subprocess.DEVNULL)
 print(launcher._worker._process.pid, holder.pid, flush=True)
 case = Case(mechanism="softmax", implementation="reference", config="4L-64H", resolution=32, batch_size=1,
             precision="fp32", phase="infer", execution="eager")
-protocol = PROTOCOLS["paper"].with_counts(warmup=0, iterations=10**9)
+protocol = PROTOCOLS["paper"].customized(warmup=0, iterations=10**9, replicates=None)
 launcher.run(case, protocol, timeout_seconds=600, limit_seconds=None)
 """
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)

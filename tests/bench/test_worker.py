@@ -11,13 +11,13 @@ import torch
 from test_launcher import make_case
 
 from infsa_bench.errors import SpecError
-from infsa_bench.execute import worker
+from infsa_bench.execute import measure_case
+from infsa_bench.execute.instruments import open_instruments
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.execute.messages import Message, RunCommand, StageReached
 from infsa_bench.execute.worker import check_mechanism, first_line, run_case
-from infsa_bench.measure.memory import PeakMemory
+from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import Failure
-from infsa_bench.spec import PROTOCOLS
 
 CPU = torch.device("cpu")
 
@@ -52,19 +52,19 @@ def test_check_mechanism(target: str, problem: str | None) -> None:
 def test_an_error_at_any_stage_is_an_outcome(
     monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str, stage: str
 ) -> None:
-    where = {"build": "build_workload", "warm-up": "warm_up", "timing": "time_calls"}[stage]
+    where = {"build": "build_workload", "warm-up": "warm_up", "timing": "time_case"}[stage]
 
     def fail(*arguments: object, **options: object) -> None:
         raise error
 
     if stage != "build":
-        monkeypatch.setattr(worker, "build_workload", lambda case, device: type("Workload", (), {"call": None}))
+        monkeypatch.setattr(measure_case, "build_workload", lambda case, device: type("Workload", (), {"call": None}))
     if stage == "timing":
-        monkeypatch.setattr(worker, "warm_up", lambda *arguments: ())
-    monkeypatch.setattr(worker, where, fail)
+        monkeypatch.setattr(measure_case, "warm_up", lambda *arguments, **options: ())
+    monkeypatch.setattr(measure_case, where, fail)
     sent: list[Message] = []
     command = RunCommand(case=make_case(), protocol=PROTOCOLS["quick"], limit_seconds=None)
-    finished = run_case(command, CPU, PeakMemory(CPU), sent.append)
+    finished = run_case(command, open_instruments(CPU), sent.append)
     assert isinstance(finished.outcome, Failure)
     assert (finished.outcome.kind, finished.outcome.stage) == (kind, stage)
     assert finished.outcome.exception == type(error).__name__

@@ -7,10 +7,13 @@ libraries may print what they like.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+from infsa_bench.codec import decode, encode
 from infsa_bench.errors import SchemaError
-from infsa_bench.record import Environment, Failure, Measurement, Stage, decode, encode
-from infsa_bench.spec import Case, Protocol
+from infsa_bench.protocol import EnergyPreset, Protocol
+from infsa_bench.record import EnergyCalibration, EnergySource, Environment, Failure, Measurement, Stage, TracePoint
+from infsa_bench.spec import Case
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,21 +24,46 @@ class CheckCommand:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DiagnoseCommand:
+    """Find out what this machine can measure; answered by Diagnosed. ``selfcheck`` also tries the meters out."""
+
+    selfcheck: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateCommand:
+    """Watch the idle device and its energy counter; answered by Calibrated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunCommand:
-    """Run one case; answered by any number of StageReached, then Finished. The limit is for its timed iterations."""
+    """Run one case; answered by any number of StageReached, then Finished.
+
+    ``limit_seconds`` is for its warm-up and timing, None for as long as the protocol takes; ``energy`` is how its
+    energy is watched, None for not at all, in so many ``trials``; ``calibration`` is what an earlier worker of the run
+    found out about the energy counter, None for find out yourself.
+    """
 
     case: Case
     protocol: Protocol
     limit_seconds: float | None
+    energy: EnergyPreset | None = None
+    trials: int = 1
+    calibration: EnergyCalibration | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """The worker is ready. Rates of a matrix product by dtype name, in FLOP/s; host memory it could still take."""
+    """The worker is ready. Rates of a matrix product by dtype name, in FLOP/s; host memory it could still take.
+
+    ``energy_source`` is None where no energy can be measured; ``no_energy_reason`` then says why.
+    """
 
     environment: Environment
     matmul_flops_per_second: dict[str, float]
     available_bytes: int | None
+    energy_source: EnergySource | None
+    no_energy_reason: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +81,29 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of a diagnosis: is it measured (``yes``, ``limited``, ``no``), or did a check ``pass`` or ``fail``."""
+
+    name: str
+    verdict: Literal["yes", "limited", "no", "pass", "fail"]
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosed:
+    """What this machine can measure."""
+
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrated:
+    """What was found out about the energy counter; None where there is none."""
+
+    calibration: EnergyCalibration | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageReached:
     """The case has got as far as ``stage``."""
 
@@ -61,18 +112,21 @@ class StageReached:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The case's outcome; ``reusable`` says that the worker is as good as new."""
+    """The case's outcome; ``reusable`` says that the worker is as good as new.
+
+    ``trace`` is the power over the case's energy trials, ``calibration`` what the worker knows about the counter.
+    """
 
     outcome: Measurement | Failure
     reusable: bool
+    trace: tuple[TracePoint, ...] = ()
+    calibration: EnergyCalibration | None = None
 
 
-Command = CheckCommand | RunCommand
-Message = Hello | Refused | Checked | StageReached | Finished
+Command = CheckCommand | DiagnoseCommand | CalibrateCommand | RunCommand
+Message = Hello | Refused | Checked | Diagnosed | Calibrated | StageReached | Finished
 
-_KINDS: dict[str, type] = {
-    kind.__name__: kind for kind in (CheckCommand, RunCommand, Hello, Refused, Checked, StageReached, Finished)
-}
+_KINDS: dict[str, type] = {kind.__name__: kind for kind in (*get_args(Command), *get_args(Message))}
 
 
 def to_line(message: Command | Message) -> bytes:

@@ -13,7 +13,6 @@ import queue
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from typing import TypeVar
@@ -21,10 +20,18 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from infsa_bench.errors import MeterUnavailableError
+from infsa_bench.execute.diagnosis import diagnose
+from infsa_bench.execute.instruments import Instruments, open_instruments
+from infsa_bench.execute.measure_case import GRAPH_FAILED, measure_case
 from infsa_bench.execute.messages import (
+    CalibrateCommand,
+    Calibrated,
     CheckCommand,
     Checked,
     Command,
+    DiagnoseCommand,
+    Diagnosed,
     Finished,
     Hello,
     Message,
@@ -35,12 +42,10 @@ from infsa_bench.execute.messages import (
     to_line,
 )
 from infsa_bench.execute.modes import UnsupportedError
-from infsa_bench.execute.workload import build_workload, unsupported_reason
+from infsa_bench.execute.workload import unsupported_reason
 from infsa_bench.measure.environment import describe_environment, matmul_flops_per_second
-from infsa_bench.measure.latency import synchronize, time_calls, warm_up
-from infsa_bench.measure.memory import PeakMemory, available_host_bytes, classify_error, release_freed_memory
-from infsa_bench.record import Failure, Measurement, Stage
-from infsa_bench.spec import Case, Protocol
+from infsa_bench.measure.memory import available_host_bytes, classify_error, release_freed_memory
+from infsa_bench.record import EnergyCalibration, Failure, Stage
 from infsa_models.registry import load_class
 
 PR_SET_PDEATHSIG = 1
@@ -69,21 +74,29 @@ def main() -> None:
             send(Refused(message=f"device {device_name!r} cannot be used: {first_line(error)}"))
             return
         commands = _read_commands()
+        environment, rates = describe_environment(device), _matmul_rates(device)
+        instruments = open_instruments(device)
+        no_energy = instruments.no_energy
         send(
             Hello(
-                environment=describe_environment(device),
-                matmul_flops_per_second=_matmul_rates(device),
+                environment=environment,
+                matmul_flops_per_second=rates,
                 available_bytes=available_host_bytes(),
+                energy_source=instruments.energy_source,
+                no_energy_reason=f"{no_energy.reason}: {no_energy.detail}" if no_energy else None,
             )
         )
-        peak_memory = PeakMemory(device)
         while True:
             match commands.get():
                 case CheckCommand(mechanisms=targets):
                     problems = {target: problem for target in targets if (problem := check_mechanism(target))}
                     send(Checked(problems=problems))
+                case CalibrateCommand():
+                    send(Calibrated(calibration=calibrate(instruments)))
+                case DiagnoseCommand(selfcheck=selfcheck):
+                    send(Diagnosed(findings=diagnose(environment, instruments, selfcheck=selfcheck)))
                 case RunCommand() as command:
-                    send(run_case(command, device, peak_memory, send))
+                    send(run_case(command, instruments, send))
 
 
 def _die_with_parent(parent_pid: int) -> None:
@@ -101,7 +114,7 @@ def _read_commands() -> queue.SimpleQueue[Command]:
     def read() -> None:
         for line in sys.stdin.buffer:
             command = from_line(line)
-            assert isinstance(command, CheckCommand | RunCommand)
+            assert isinstance(command, Command)
             commands.put(command)
         os._exit(0)
 
@@ -154,9 +167,9 @@ def check_mechanism(target: str) -> str | None:
     return None
 
 
-def run_case(command: RunCommand, device: torch.device, peak_memory: PeakMemory, send: Send) -> Finished:
+def run_case(command: RunCommand, instruments: Instruments, send: Send) -> Finished:
     """Run one case to its outcome, whatever happens."""
-    deadline = None if command.limit_seconds is None else time.monotonic() + command.limit_seconds
+    device, meter = instruments.device, instruments.meter
     reached: Stage = "start"
 
     def reach(stage: Stage) -> None:
@@ -167,48 +180,34 @@ def run_case(command: RunCommand, device: torch.device, peak_memory: PeakMemory,
     reason = unsupported_reason(command.case, device.type)
     if reason is not None:
         return Finished(outcome=Failure(kind="unsupported", stage=reached, message=reason), reusable=True)
-    outcome = attempt(lambda: measure_case(command.case, command.protocol, device, deadline, peak_memory, reach))
-    if isinstance(outcome, Exception):
+    if meter is not None and meter.calibration is None:
+        meter.calibration = command.calibration
+    found = attempt(lambda: measure_case(command, instruments, reach))
+    calibration = meter.calibration if meter else None
+    if isinstance(found, Exception):
         # Not reusable: what the traceback keeps alive, or a device that met an error, could change the next number.
-        return Finished(outcome=_failure(outcome, reached, device), reusable=False)
-    return Finished(outcome=outcome, reusable=command.case.execution == "eager" and _is_clean(device))
-
-
-def measure_case(
-    case: Case,
-    protocol: Protocol,
-    device: torch.device,
-    deadline: float | None,
-    peak_memory: PeakMemory,
-    reach: Callable[[Stage], None],
-) -> Measurement:
-    """Build, warm up and time one case; raises whatever goes wrong. ``deadline`` is on the monotonic clock."""
-    reach("build")
-    workload = build_workload(case, device)
-    synchronize(device)
-    reach("warm-up")
-    warmup_seconds = warm_up(workload.call, protocol, device)
-    reach("timing")
-    peak_memory.reset()
-    limit_seconds = None if deadline is None else deadline - time.monotonic()
-    samples = time_calls(workload.call, protocol, device, limit_seconds=limit_seconds)
-    peak = peak_memory.read()
-    flags = {
-        "time_limited": samples.time_limited,
-        "non_finite_output": not bool(torch.isfinite(samples.last_output).all()),
-    }
-    return Measurement(
-        latencies_seconds=samples.latencies_seconds,
-        gpu_seconds=samples.gpu_seconds,
-        warmup_seconds=warmup_seconds,
-        build_seconds=workload.build_seconds,
-        parameters=workload.parameters,
-        model_bytes=workload.model_bytes,
-        peak_memory_bytes=peak.allocated_bytes,
-        peak_reserved_bytes=peak.reserved_bytes,
-        memory_source=peak.source,
-        flags=tuple(name for name, is_raised in flags.items() if is_raised),
+        return Finished(outcome=_failure(found, reached, device), reusable=False, calibration=calibration)
+    measurement, trace = found
+    is_untouched = command.case.execution == "eager" and GRAPH_FAILED not in measurement.flags
+    # The observing process comes back with a new worker only.
+    is_observed = measurement.energy.reason != "observer_lost"
+    return Finished(
+        outcome=measurement,
+        reusable=is_untouched and is_observed and _is_clean(device),
+        trace=trace,
+        calibration=calibration,
     )
+
+
+def calibrate(instruments: Instruments) -> EnergyCalibration | None:
+    """Watch the idle device once more; None where there is no meter, or none that works."""
+    if instruments.meter is None:
+        return None
+    release_freed_memory(instruments.device)
+    try:
+        return instruments.meter.calibrate()
+    except MeterUnavailableError:
+        return None
 
 
 def _failure(error: Exception, stage: Stage, device: torch.device) -> Failure:

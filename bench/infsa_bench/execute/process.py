@@ -1,0 +1,208 @@
+"""A worker process and its pipe of messages, as its parent sees them. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+from infsa_bench.errors import SchemaError, SpecError, SweepStoppedError
+from infsa_bench.execute.messages import (
+    CalibrateCommand,
+    Calibrated,
+    CheckCommand,
+    Checked,
+    Command,
+    DiagnoseCommand,
+    Diagnosed,
+    Finding,
+    Hello,
+    Message,
+    Refused,
+    from_line,
+    to_line,
+)
+from infsa_bench.measure.cgroup import memory_kills
+from infsa_bench.record import EnergyCalibration
+
+START_SECONDS = 180.0
+SELFCHECK_SECONDS = 600.0
+TERMINATE_SECONDS = 2.0
+UNRESPONSIVE_SECONDS = 30.0
+MAX_LINE_BYTES = 64 * 2**20
+
+WorkerCommand = Callable[[str, int, int], list[str]]
+
+
+def worker_command(device: str, message_fd: int, parent_pid: int) -> list[str]:
+    """Return the command line of a worker."""
+    return [sys.executable, "-m", "infsa_bench.execute.worker", device, str(message_fd), str(parent_pid)]
+
+
+class WorkerEndedError(Exception):
+    """The worker is gone (with its exit code and the end of what it printed), or was stopped for talking nonsense."""
+
+    def __init__(self, exit_code: int | None, output: str, killed_for_memory: bool = False) -> None:
+        super().__init__(output or f"exit code {exit_code}")
+        self.exit_code = exit_code
+        self.output = output
+        self.killed_for_memory = killed_for_memory
+
+
+class WorkerTimeoutError(Exception):
+    """The worker has not answered in time."""
+
+
+class Worker:
+    """A running worker process in a session of its own, with its pipe of messages."""
+
+    def __init__(self, device: str, command: WorkerCommand = worker_command) -> None:
+        """Start the process and wait until it is ready.
+
+        Raises:
+            SpecError: the device cannot be used.
+            SweepStoppedError: the worker did not start.
+        """
+        read_fd, write_fd = os.pipe()
+        self._read_fd = read_fd
+        self._pending = b""
+        self._memory_kills = memory_kills()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the worker
+        try:
+            self._process = subprocess.Popen(
+                command(device, write_fd, os.getpid()),
+                stdin=subprocess.PIPE,
+                stdout=self._output,
+                stderr=subprocess.STDOUT,
+                pass_fds=(write_fd,),
+                # A session of its own: Ctrl-C in the terminal reaches the parent alone, which then ends the worker.
+                start_new_session=True,
+            )
+        finally:
+            os.close(write_fd)
+        try:
+            hello = self.receive(START_SECONDS)
+        except (WorkerEndedError, WorkerTimeoutError) as error:
+            self.stop()
+            raise SweepStoppedError(f"the worker for {device} did not start: {str(error) or 'no answer'}") from error
+        except BaseException:
+            self.stop()
+            raise
+        if isinstance(hello, Refused):
+            self.stop()
+            raise SpecError(hello.message)
+        assert isinstance(hello, Hello)
+        self.hello = hello
+
+    def send(self, command: Command) -> None:
+        """Hand the worker a command. A worker that is gone shows in the next :meth:`receive`."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(to_line(command))
+            self._process.stdin.flush()
+
+    def receive(self, seconds: float | None) -> Message | Command:
+        """Return the next message.
+
+        Raises:
+            WorkerTimeoutError: none came within ``seconds``.
+            WorkerEndedError: the worker ended, or wrote something that is no message.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while b"\n" not in self._pending:
+            remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+            ready, _, _ = select.select([self._read_fd], [], [], remaining)
+            if not ready:
+                raise WorkerTimeoutError
+            chunk = os.read(self._read_fd, 2**20)
+            if not chunk or len(self._pending) > MAX_LINE_BYTES:
+                raise self._ended()
+            self._pending += chunk
+        line, _, self._pending = self._pending.partition(b"\n")
+        try:
+            return from_line(line)
+        except SchemaError as error:
+            self.stop()
+            raise WorkerEndedError(None, f"unreadable message: {error}") from None
+
+    def check(self, mechanisms: tuple[str, ...]) -> dict[str, str]:
+        """Return, by ``package.module:Class``, what is wrong with it.
+
+        Raises:
+            SpecError: trying them out ended the worker.
+        """
+        self.send(CheckCommand(mechanisms=mechanisms))
+        try:
+            answer = self.receive(START_SECONDS)
+        except (WorkerEndedError, WorkerTimeoutError) as error:
+            names = ", ".join(mechanisms)
+            raise SpecError(f"trying out {names} ended the worker: {str(error) or 'no answer'}") from None
+        assert isinstance(answer, Checked)
+        return answer.problems
+
+    def diagnose(self, selfcheck: bool) -> tuple[Finding, ...]:
+        """Return what this machine can measure; ``selfcheck`` also tries the meters out.
+
+        Raises:
+            SweepStoppedError: finding that out ended the worker.
+        """
+        self.send(DiagnoseCommand(selfcheck=selfcheck))
+        try:
+            answer = self.receive(SELFCHECK_SECONDS if selfcheck else START_SECONDS)
+        except (WorkerEndedError, WorkerTimeoutError) as error:
+            raise SweepStoppedError(f"the diagnosis ended the worker: {str(error) or 'no answer'}") from None
+        assert isinstance(answer, Diagnosed)
+        return answer.findings
+
+    def calibrate(self) -> EnergyCalibration | None:
+        """Return what the worker finds out about its energy counter now, None where it has none.
+
+        Raises:
+            WorkerEndedError, WorkerTimeoutError: as :meth:`receive`.
+        """
+        self.send(CalibrateCommand())
+        answer = self.receive(START_SECONDS)
+        return answer.calibration if isinstance(answer, Calibrated) else None
+
+    def stop(self) -> None:
+        """End the process, politely first.
+
+        Raises:
+            SweepStoppedError: it cannot be killed; the device hangs.
+        """
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        for signal_number, seconds in ((signal.SIGTERM, TERMINATE_SECONDS), (signal.SIGKILL, UNRESPONSIVE_SECONDS)):
+            if self._process.poll() is not None:
+                break
+            self._process.send_signal(signal_number)
+            try:
+                self._process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                continue
+        if self._process.poll() is None:
+            raise SweepStoppedError(f"worker {self._process.pid} cannot be killed: its device no longer answers")
+        # What the worker may have started itself (compilers) shares its session.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        if self._read_fd >= 0:
+            os.close(self._read_fd)
+            self._read_fd = -1
+        self._output.close()
+
+    def _ended(self) -> WorkerEndedError:
+        try:
+            exit_code: int | None = self._process.wait(UNRESPONSIVE_SECONDS)
+        except subprocess.TimeoutExpired:
+            exit_code = None
+        self._output.seek(max(0, self._output.seek(0, os.SEEK_END) - 4096))
+        lines = self._output.read().decode(errors="replace").strip().splitlines()
+        killed_for_memory = exit_code == -signal.SIGKILL and memory_kills() > self._memory_kills
+        return WorkerEndedError(exit_code, lines[-1].strip() if lines else "", killed_for_memory)

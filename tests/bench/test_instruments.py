@@ -1,0 +1,80 @@
+"""What a worker opens to measure with, on the fake NVML where a GPU is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fake_nvml import CounterMode, FakeNvml, PowerMode
+
+from infsa_bench.execute.instruments import Instruments, open_instruments
+from infsa_bench.measure.energy.load import HostLoad
+
+GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
+
+
+@pytest.fixture
+def board(fake_nvml: FakeNvml, fake_nvml_library: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    """A fake board that torch believes to have as well, for this process and the observer that it starts."""
+    for name, value in fake_nvml.environment(fake_nvml_library).items():
+        monkeypatch.setenv(name, value)
+    uuid = fake_nvml.device(0).uuid.removeprefix("GPU-")
+    found = SimpleNamespace(uuid=uuid, pci_domain_id=0, pci_bus_id=1, pci_device_id=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    return fake_nvml
+
+
+def opened(device: torch.device = GPU) -> Instruments:
+    instruments = open_instruments(device)
+    instruments.close()
+    return instruments
+
+
+def test_a_gpu_with_a_counter(board: FakeNvml) -> None:
+    instruments = opened()
+    assert (instruments.energy_source, instruments.no_energy) == ("nvml_counter", None)
+    assert instruments.gpu is not None
+    assert instruments.meter is not None
+
+
+def test_a_gpu_with_power_only(board: FakeNvml) -> None:
+    board.device(0).counter_mode = CounterMode.NOT_SUPPORTED
+    assert opened().energy_source == "nvml_power"
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"counter_mode": CounterMode.NOT_SUPPORTED, "power_mode": PowerMode.NOT_SUPPORTED}, "counter_unsupported"),
+        ({"mig_mode": 1}, "mig"),
+        ({"virtualization_mode": 2}, "vgpu"),
+        ({"uuid": "GPU-elsewhere", "pci_bus_id": "00000000:77:00.0"}, "identity"),
+    ],
+)
+def test_what_cannot_be_measured_says_why(board: FakeNvml, settings: dict[str, object], reason: str) -> None:
+    for name, value in settings.items():
+        setattr(board.device(0), name, value)
+    instruments = opened()
+    assert (instruments.energy_source, instruments.meter) == (None, None)
+    assert instruments.no_energy is not None
+    assert instruments.no_energy.reason == reason
+
+
+def test_passthrough_is_a_whole_gpu(board: FakeNvml) -> None:
+    board.device(0).virtualization_mode = 1
+    assert opened().energy_source == "nvml_counter"
+
+
+def test_a_processor_has_rapl_or_a_reason() -> None:
+    """On this very machine, whatever it is."""
+    instruments = opened(CPU)
+    assert instruments.gpu is None
+    if instruments.meter is None:
+        assert instruments.no_energy is not None
+        assert instruments.no_energy.reason in ("rapl_absent", "rapl_permission")
+    else:
+        assert instruments.energy_source == "rapl"
+    assert isinstance(instruments.load(lambda: None, 0.001), HostLoad)

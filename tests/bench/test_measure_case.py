@@ -1,0 +1,142 @@
+"""One case from its model to its measurement: a real model on this processor, its energy on a fake board."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from fake_nvml import FakeNvml
+from sample_records import make_case
+
+from infsa_bench.analyze.energy import pool_energy
+from infsa_bench.codec import decode, encode
+from infsa_bench.errors import MeterUnavailableError
+from infsa_bench.execute.instruments import Instruments, open_instruments
+from infsa_bench.execute.measure_case import measure_case
+from infsa_bench.execute.messages import RunCommand
+from infsa_bench.execute.worker import run_case
+from infsa_bench.measure.energy.clock import MonotonicClock
+from infsa_bench.measure.energy.counter import NvmlCounter
+from infsa_bench.measure.energy.meter import EnergyMeter
+from infsa_bench.measure.energy.observing_process import ProcessObserver
+from infsa_bench.measure.memory import PeakMemory
+from infsa_bench.measure.nvml import Gpu
+from infsa_bench.protocol import PROTOCOLS, EnergyPreset
+from infsa_bench.record import EnergyCalibration, Measurement
+
+CPU = torch.device("cpu")
+CASE = make_case(mechanism="infsa-linear", resolution=32)
+PROTOCOL = PROTOCOLS["quick"].customized(warmup=1, iterations=5, replicates=None)
+CALIBRATION = EnergyCalibration(
+    source="nvml_counter",
+    scope="gpu",
+    period_seconds=0.02,
+    period_p95_seconds=0.02,
+    step_joules=0.5,
+    call_seconds=1e-5,
+    rise_seconds=0.0,
+    idle_watts=60.0,
+    idle_seconds=10.0,
+    temperature_celsius=40,
+)
+
+
+def command(**changes: object) -> RunCommand:
+    return RunCommand(**{"case": CASE, "protocol": PROTOCOL, "limit_seconds": None} | changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def on_fake_board(fake_nvml: FakeNvml, fake_nvml_library: Path, monkeypatch: pytest.MonkeyPatch) -> Instruments:
+    """This processor, watched by a fake board whose counter moves in real time at 250 W."""
+    fake_nvml.reset(virtual=False)
+    board = fake_nvml.device(0)
+    board.period_ns = board.window_ns = 20_000_000
+    board.idle_watts = 250.0
+    for name, value in fake_nvml.environment(fake_nvml_library).items():
+        monkeypatch.setenv(name, value)
+    clock = MonotonicClock()
+    gpu = Gpu.find(board.uuid, None)
+    observer = ProcessObserver(gpu, clock)
+    meter = EnergyMeter([("nvml_counter", NvmlCounter(gpu, clock, observer))], clock, gpu=gpu, observer=observer)
+    return Instruments(
+        device=CPU,
+        peak_memory=PeakMemory(CPU),
+        gpu=gpu,
+        meter=meter,
+        energy_source="nvml_counter",
+        no_energy=None,
+    )
+
+
+def test_energy_state_and_trace_of_a_case(on_fake_board: Instruments) -> None:
+    """250 W for as long as an iteration takes: joules per image and time of the same windows agree."""
+    preset = EnergyPreset(name="brief", trials=2, window_seconds=0.5, segments=1)
+    stages: list[str] = []
+    finished = run_case(
+        command(energy=preset, trials=2, calibration=CALIBRATION),
+        on_fake_board,
+        lambda message: stages.append(getattr(message, "stage", "")),
+    )
+    on_fake_board.close()
+    measurement = finished.outcome
+    assert isinstance(measurement, Measurement)
+    assert stages == ["build", "warm-up", "timing", "energy"]
+    assert finished.calibration == CALIBRATION
+    reading = measurement.energy
+    assert len(reading.trials) == 2
+    summary = pool_energy([reading], batch_size=1)
+    assert summary.average_power_watts == pytest.approx(250.0, rel=0.02)
+    assert summary.joules_per_image is not None
+    assert summary.window_images_per_second is not None
+    assert summary.joules_per_image * summary.window_images_per_second == pytest.approx(250.0, rel=0.02)
+    assert {"build", "warm-up", "latency", "settle", "window"} <= measurement.stage_seconds.keys()
+    assert {point.power_watts for point in finished.trace} == {250.0}
+    assert measurement.state_before is not None
+    assert measurement.state_before.sm_clock_mhz == 1980
+    assert "throttled" not in measurement.flags
+    # What the worker sends is what the parent reads.
+    assert decode(Measurement, encode(measurement)) == measurement
+
+
+def test_a_throttled_device_is_flagged(on_fake_board: Instruments, fake_nvml: FakeNvml) -> None:
+    fake_nvml.device(0).event_reasons = 0x20
+    measurement, _ = measure_case(command(), on_fake_board, lambda stage: None)
+    on_fake_board.close()
+    assert measurement.flags == ("throttled",)
+
+
+def test_energy_that_nobody_asked_for_is_not_measured(on_fake_board: Instruments) -> None:
+    measurement, trace = measure_case(command(), on_fake_board, lambda stage: None)
+    on_fake_board.close()
+    assert (measurement.energy.status, measurement.energy.reason) == ("not_measured", "not_requested")
+    assert trace == ()
+    assert measurement.stage_seconds.keys() == {"build", "warm-up", "latency"}
+
+
+def test_a_machine_without_energy_says_why_and_measures_the_rest() -> None:
+    instruments = Instruments(
+        device=CPU,
+        peak_memory=PeakMemory(CPU),
+        gpu=None,
+        meter=None,
+        energy_source=None,
+        no_energy=MeterUnavailableError("rapl_absent", "no package"),
+    )
+    preset = EnergyPreset(name="brief", trials=2, window_seconds=0.5, segments=1)
+    measurement, _ = measure_case(command(energy=preset), instruments, lambda stage: None)
+    assert (measurement.energy.status, measurement.energy.reason) == ("not_measured", "rapl_absent")
+    assert len(measurement.latencies_seconds) == 5
+    assert measurement.launch_bound is None
+    assert measurement.peak_memory_bytes is not None
+    assert measurement.flags == ()
+
+
+def test_a_limit_shortens_warming_up_and_timing() -> None:
+    case = make_case(mechanism="infsa-linear", resolution=224)
+    protocol = PROTOCOLS["quick"]
+    measurement, _ = measure_case(
+        command(case=case, protocol=protocol, limit_seconds=1.0), open_instruments(CPU), lambda stage: None
+    )
+    assert "time_limited" in measurement.flags
+    assert measurement.stage_seconds["warm-up"] + measurement.stage_seconds["latency"] < 5
