@@ -1,6 +1,6 @@
 """The command line: parses, calls, prints, sets the exit code; no logic.
 
-Exit codes: 0 done; 2 bad input; 5 the sweep had to stop early (device, disk); 130 interrupted.
+Exit codes: 0 done; 1 a check failed; 2 bad input; 5 the sweep had to stop early (device, disk); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -70,9 +70,17 @@ def _sweep(
     batch_size: Annotated[str, typer.Option(help="Images per batch; never changed silently.")] = "1",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda:N.")] = "auto",
     execution: Annotated[str, typer.Option(help="eager, compile, cuda-graph.")] = "eager",
-    protocol: Annotated[str, typer.Option(help="quick, full, paper (50 + 300 calls, amp-fp16).")] = "quick",
+    protocol: Annotated[
+        str, typer.Option(help="quick, full (3 replicates), gate (5), paper (50 + 300 calls, amp-fp16).")
+    ] = "quick",
     warmup: Annotated[int | None, typer.Option(help="Exact number of warm-up calls.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Exact number of timed calls.")] = None,
+    replicates: Annotated[
+        int | None, typer.Option(help="Passes over all cells, each in a fresh process. Default: by protocol.")
+    ] = None,
+    energy: Annotated[
+        str, typer.Option(help="auto (by protocol), quick (3 trials of 2 s a cell), full (5 of 5 s), none.")
+    ] = "auto",
     time_budget: Annotated[
         str | None, typer.Option(help="For the whole sweep: 240, 90s, 4m, 2h or none. GPU: none, CPU: 4m.")
     ] = None,
@@ -99,6 +107,8 @@ def _sweep(
         protocol=protocol,
         warmup=warmup,
         iterations=iterations,
+        replicates=replicates,
+        energy=energy,
         time_budget=time_budget,
         seed=seed,
         out=out,
@@ -124,6 +134,32 @@ def _report(run: Annotated[Path, typer.Argument(help="Folder of a run, e.g. resu
     from infsa_bench.commands.report import report_run
 
     report_run(run, Console())
+
+
+@app.command("doctor")
+def _doctor(
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:N.")] = "auto",
+    selfcheck: Annotated[
+        bool, typer.Option("--selfcheck", help="Try the meters out as well; exit 1 if one fails. Takes minutes.")
+    ] = False,
+) -> None:
+    """Say what can be measured on this machine, and why the rest cannot."""
+    from infsa_bench.commands.doctor import doctor
+
+    raise typer.Exit(doctor(device, selfcheck, Console()))
+
+
+@app.command("audit")
+def _audit(
+    path: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="Table in CSV, or folder of a run, e.g. results/mine.")
+    ] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="The published table instead.")] = False,
+) -> None:
+    """Check whether a table of results agrees with itself; exits 1 where it does not."""
+    from infsa_bench.commands.audit import audit
+
+    raise typer.Exit(audit(path, paper, Console()))
 
 
 def main() -> None:

@@ -1,26 +1,38 @@
-"""A run on disk: ``results/<run>/{manifest.json, records.jsonl}``, the only thing that crosses to reporting.
+"""A run on disk: ``results/<run>/{manifest.json, records.jsonl, traces/}``, the only thing that crosses to reporting.
 
 A record is one line, written with one call and synced before the next case starts, so that a killed sweep loses at
-most the case that it was in. The store never computes.
+most the case that it was in. Its power trace, where there is one, is a file of its own and on disk before it. The
+store never computes.
 """
 
 from __future__ import annotations
 
+import csv
 import fcntl
+import hashlib
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
+from infsa_bench.codec import decode, encode
 from infsa_bench.errors import RunLockedError, SchemaError, SpecError
-from infsa_bench.record import SCHEMA_VERSION, Environment, Record, decode, encode
-from infsa_bench.spec import Protocol
+from infsa_bench.protocol import EnergyChoice, Protocol
+from infsa_bench.record import SCHEMA_VERSION, EnergyCalibration, Environment, Record, TracePoint
 
 MANIFEST = "manifest.json"
 RECORDS = "records.jsonl"
+TRACES = "traces"
 DRAFT = f"{MANIFEST}.new"
+TRACE_DRAFT = "trace.new"
 LOCK = ".lock"
+
+TRACE_COLUMNS = ("seconds", "power_watts", "sm_clock_mhz", "temperature_celsius", "event_reasons")
+MAX_TRACE_STEM = 180
+"""Longest name of a trace, in bytes, without its ending; file systems take 255."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,26 +43,41 @@ class Settings:
     protocol: Protocol
     seed: int
     time_budget_seconds: float | None
+    energy: EnergyChoice = "auto"
 
     def differences(self, other: Settings) -> list[str]:
-        """Name what makes records under the two not comparable (the time budget does not)."""
+        """Name what makes records under the two not comparable.
+
+        The time budget does not; nor does the number of replicates, more of which only add cases.
+        """
         pairs = {
             "device": (self.device, other.device),
-            "protocol": (self.protocol, other.protocol),
+            "protocol": (_each_replicate(self.protocol), _each_replicate(other.protocol)),
             "seed": (self.seed, other.seed),
+            "energy": (self.energy, other.energy),
         }
         return [name for name, (mine, theirs) in pairs.items() if mine != theirs]
 
 
+def _each_replicate(protocol: Protocol) -> Protocol:
+    """Return what the protocol asks of every single replicate, whatever it is called for their number."""
+    return replace(protocol, name="", replicates=1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """The plan of a run and where it ran. ``plan`` holds case ids, ``environments`` is keyed by their digest."""
+    """The plan of a run and where it ran. ``plan`` holds case ids, ``environments`` is keyed by their digest.
+
+    ``calibrations`` are what was found out about the energy counter at the start and at the end, of this sweep and of
+    each that went on with the run.
+    """
 
     created_utc: str
     command: tuple[str, ...]
     settings: Settings
     plan: tuple[str, ...]
     environments: dict[str, Environment]
+    calibrations: tuple[EnergyCalibration, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
 
@@ -78,6 +105,17 @@ def reports_path(path: Path) -> Path:
     path = path.resolve()
     parent = path.parent
     return parent.parent / "reports" / path.name if parent.name == "results" else path / "report"
+
+
+def trace_path(path: Path, case_id: str) -> Path:
+    """Return the file that holds the power trace of a case of the run in ``path``, whether there is one or not."""
+    stem = case_id.replace("/", "_")
+    if "_" in case_id or not re.fullmatch(r"[A-Za-z0-9_.,=+-]+", stem) or len(stem) > MAX_TRACE_STEM:
+        # Two ids may come to the same here, and are told apart by a digest; no other name has a tilde.
+        digest = hashlib.sha256(case_id.encode(errors="surrogatepass")).hexdigest()[:12]
+        kept = re.sub(r"[^A-Za-z0-9_.,=+-]", "-", stem)
+        stem = f"{kept[: MAX_TRACE_STEM - 1 - len(digest)]}~{digest}"
+    return path / TRACES / f"{stem}.csv"
 
 
 def is_run(path: Path) -> bool:
@@ -176,8 +214,9 @@ class RunWriter:
             self._lock.close()
             raise
 
-    def append(self, record: Record) -> None:
-        """Add one record and return once it is on disk."""
+    def append(self, record: Record, trace: Sequence[TracePoint] = ()) -> None:
+        """Add one record, after its power trace if it has one, and return once both are on disk."""
+        self._write_trace(trace_path(self.path, record.case.id), trace)
         line = encode(record).encode() + b"\n"
         written = self._records.write(line)
         if written != len(line):
@@ -191,6 +230,11 @@ class RunWriter:
             self.manifest.environments[key] = environment
             self._write_manifest()
         return key
+
+    def add_calibration(self, calibration: EnergyCalibration) -> None:
+        """Add what was found out about the energy counter to the manifest."""
+        self.manifest = replace(self.manifest, calibrations=(*self.manifest.calibrations, calibration))
+        self._write_manifest()
 
     def __enter__(self) -> Self:
         return self
@@ -212,16 +256,46 @@ class RunWriter:
         return frozenset(record.case.id for record in records), torn
 
     def _write_manifest(self) -> None:
-        """Replace the manifest in one step: a reader sees the old one or the new one, never half of one."""
-        draft = self.path / DRAFT
-        with draft.open("w", encoding="utf-8") as handle:
+        def write(handle: TextIO) -> None:
             handle.write(encode(self.manifest, indent=1) + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
-        draft.replace(self.path / MANIFEST)
-        # The new names are on disk only once the folder is.
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+
+        _replace_file(self.path / DRAFT, self.path / MANIFEST, write)
+
+    def _write_trace(self, file: Path, trace: Sequence[TracePoint]) -> None:
+        """Write the trace of a case that has no record yet: one that is there already is of a try that was cut off."""
+        if not trace:
+            file.unlink(missing_ok=True)
+            return
+
+        def write(handle: TextIO) -> None:
+            rows = csv.writer(handle, lineterminator="\n")
+            rows.writerow(TRACE_COLUMNS)
+            for point in trace:
+                reasons = " ".join(point.event_reasons)
+                rows.writerow(
+                    [point.seconds, point.power_watts, point.sm_clock_mhz, point.temperature_celsius, reasons]
+                )
+
+        if not file.parent.is_dir():
+            file.parent.mkdir()
+            _sync_folder(self.path)
+        _replace_file(file.with_name(TRACE_DRAFT), file, write)
+
+
+def _replace_file(draft: Path, file: Path, write: Callable[[TextIO], object]) -> None:
+    """Replace a file in one step: a reader sees the old one or the new one, never half of one."""
+    with draft.open("w", encoding="utf-8", newline="") as handle:
+        write(handle)
+        handle.flush()
+        os.fsync(handle.fileno())
+    draft.replace(file)
+    _sync_folder(file.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    """Return once new names in a folder are on disk: syncing the files alone does not promise that."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -8,15 +8,17 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from test_launcher import fake_command
+from fake_worker import CALIBRATION, CALIBRATION_LATER, NO_ENERGY
+from test_launcher import fake_command_of
 
 from infsa_bench.cli import main
 from infsa_bench.execute.launcher import Launcher
-from infsa_bench.record import Record
-from infsa_bench.store import MANIFEST, RECORDS, RunWriter, load_manifest
+from infsa_bench.record import SCHEMA_VERSION, Measurement, Record, TracePoint
+from infsa_bench.store import MANIFEST, RECORDS, TRACES, RunWriter, load, load_manifest
 
 
 class Result:
@@ -73,6 +75,14 @@ BAD_OPTIONS = {
     "negative warm-up": (["--warmup", "-1"], "--warmup"),
     "no iterations": (["--iterations", "0"], "--iterations"),
     "no number": (["--iterations", "many"], "--iterations"),
+    "no replicates": (["--replicates", "0"], "--replicates must be between"),
+    "too many replicates": (["--replicates", "101"], "--replicates must be between"),
+    "negative replicates": (["--replicates=-1"], "--replicates must be between"),
+    "replicates text": (["--replicates", "some"], "--replicates"),
+    "unknown energy": (["--energy", "ful"], "unknown energy 'ful'; did you mean 'full'?"),
+    "no energy preset": (["--energy", "off"], "known: auto, quick, full, none"),
+    "empty energy": (["--energy", ""], "unknown energy ''"),
+    "energies": (["--energy", "quick,full"], "unknown energy"),
     "time budget": (["--time-budget", "soon"], "no duration"),
     "no time budget": (["--time-budget", "0s"], "above zero"),
     "negative time budget": (["--time-budget=-5s"], "no duration"),
@@ -141,7 +151,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SMALL_SWEEP = ["sweep", "--res", "32", "--mechanisms", "softmax,infsa-linear", "--device", "cpu"]
-SMALL_SWEEP += ["--iterations", "2", "--out", "results/small"]
+SMALL_SWEEP += ["--warmup", "1", "--iterations", "2", "--out", "results/small"]
 
 
 @pytest.fixture
@@ -160,7 +170,13 @@ def test_a_finished_run_is_not_written_over(run_small: CommandLine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"), [(["--iterations", "3"], "another protocol"), (["--seed", "1"], "another seed")]
+    ("words", "expected"),
+    [
+        (["--iterations", "3"], "another protocol"),
+        (["--seed", "1"], "another seed"),
+        (["--energy", "none"], "another energy"),
+        (["--iterations", "3", "--replicates", "2"], "another protocol"),
+    ],
 )
 def test_resuming_with_other_settings_is_refused(run_small: CommandLine, words: list[str], expected: str) -> None:
     result = run_small(*SMALL_SWEEP, *words, "--resume")
@@ -196,8 +212,8 @@ def test_another_schema_version_is_named(run_small: CommandLine, file: str) -> N
     path = run_small.folder / "results/small" / file
     path.write_text(
         path.read_text()
-        .replace('"schema_version":1', '"schema_version":99')
-        .replace('"schema_version": 1', '"schema_version": 99')
+        .replace(f'"schema_version":{SCHEMA_VERSION}', '"schema_version":99')
+        .replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 99')
     )
     for words in (["report", "results/small"], [*SMALL_SWEEP, "--resume"]):
         result = run_small(*words)
@@ -236,19 +252,32 @@ def test_list_names_every_mechanism_with_counts_and_departures(run: CommandLine)
 def test_help_and_version(run: CommandLine) -> None:
     assert run("--version").out.startswith("infsa-bench ")
     assert "sweep" in run("--help").out
-    assert "--time-budget" in run("sweep", "--help").out
+    options = run("sweep", "--help").out
+    assert all(name in options for name in ("--time-budget", "--replicates", "--energy", "gate"))
+    assert "--selfcheck" in run("doctor", "--help").out
 
 
 @pytest.fixture
 def run_fake(run: CommandLine, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
     """The command line over a worker that measures nothing and has every device."""
-    monkeypatch.setattr("infsa_bench.commands.sweep.Launcher", lambda device: Launcher(device, fake_command))
+    monkeypatch.setattr("infsa_bench.commands.sweep.Launcher", fake_launcher())
     return run
+
+
+@pytest.fixture
+def run_with_meter(run: CommandLine, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    """The same on a machine that has an energy counter."""
+    monkeypatch.setattr("infsa_bench.commands.sweep.Launcher", fake_launcher("meter"))
+    return run
+
+
+def fake_launcher(*traits: str) -> Callable[[str], Launcher]:
+    return lambda device: Launcher(device, fake_command_of(*traits))
 
 
 def planned(result: Result) -> list[str]:
     assert result.code == 0, result.err
-    return re.findall(r"^(infsa/\S+/p0): ", result.out, re.MULTILINE)
+    return re.findall(r"^(infsa/\S+/p[0-9]+): ", result.out, re.MULTILINE)
 
 
 def test_defaults_on_a_cpu(run_fake: CommandLine) -> None:
@@ -280,7 +309,7 @@ def test_the_protocol_of_the_paper(run_fake: CommandLine) -> None:
     assert run_fake(*words, "--out", "results/paper").code == 0
     protocol = load_manifest(run_fake.folder / "results/paper").settings.protocol
     assert (protocol.name, protocol.warmup_iterations, protocol.timed_iterations) == ("paper", 50, 300)
-    assert protocol.expected_iterations(100.0) == 350
+    assert protocol.expected_seconds(100.0) == protocol.least_seconds(100.0) == 350 * 100
 
 
 def test_the_time_budget_can_be_lifted(run_fake: CommandLine) -> None:
@@ -321,13 +350,126 @@ def test_resuming_counts_on(run_fake: CommandLine) -> None:
 
 
 def test_a_sweep_that_cannot_go_on_exits_5(run_fake: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: RunWriter, record: Record) -> None:
+    def full(self: RunWriter, record: Record, trace: Sequence[TracePoint] = ()) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(RunWriter, "append", full)
     result = run_fake("sweep", "--res", "32", "--mechanisms", "softmax", "--out", "results/x")
     assert (result.code, result.err.count("\n")) == (5, 1)
     assert "stopped early: cannot write to results/x: [Errno 28] No space left on device" in result.err
+
+
+FEW = ["sweep", "--res", "32", "--mechanisms", "softmax,mlla", "--device", "cpu", "--out", "results/x"]
+
+
+@pytest.mark.parametrize(
+    ("words", "replicates"),
+    [
+        ([], 1),
+        (["--protocol", "full"], 3),
+        (["--protocol", "gate"], 5),
+        (["--protocol", "paper"], 1),
+        (["--protocol", "gate", "--replicates", "2"], 2),
+        (["--replicates", "100"], 100),
+    ],
+)
+def test_replicates_are_passes_over_the_plan(run_fake: CommandLine, words: list[str], replicates: int) -> None:
+    result = run_fake(*FEW, *words, "--dry-run")
+    cells = planned(result)
+    assert [cell.rpartition("/p")[2] for cell in cells] == [str(number) for number in range(replicates) for _ in "12"]
+    assert ("2 cells planned;" in result.out) == (replicates == 1)
+    assert (f"2 cells planned, in all {2 * replicates} cases;" in result.out) == (replicates > 1)
+    assert ("each a pass over all cells in a fresh process" in result.out) == (replicates > 1)
+    assert re.search(rf"^replicates: {replicates}\b", result.out, re.MULTILINE)
+
+
+def test_replicates_run_and_are_recorded(run_fake: CommandLine) -> None:
+    result = run_fake(*FEW, "--replicates", "2")
+    assert result.code == 0, result.err
+    assert re.search(r"^\[4/4\] infsa/\S+ \(replicate 2\): ", result.out, re.MULTILINE)
+    records = load(run_fake.folder / "results/x").records
+    assert [(record.case.mechanism, record.case.replicate) for record in records] == [
+        ("softmax", 0),
+        ("mlla", 0),
+        # Each pass begins one cell later.
+        ("mlla", 1),
+        ("softmax", 1),
+    ]
+
+
+def test_resuming_may_add_replicates(run_fake: CommandLine) -> None:
+    assert run_fake(*FEW).code == 0
+    before = (run_fake.folder / "results/x" / RECORDS).read_text()
+    result = run_fake(*FEW, "--resume", "--replicates", "3")
+    assert result.code == 0, result.err
+    assert "2 cells planned, in all 6 cases, 2 of them recorded already" in result.out
+    after = (run_fake.folder / "results/x" / RECORDS).read_text()
+    assert after.startswith(before)
+    assert after.count("\n") == 6
+    assert load_manifest(run_fake.folder / "results/x").settings.protocol.replicates == 3
+    # Asking for fewer takes none away.
+    assert run_fake(*FEW, "--resume").code == 0
+    manifest = load_manifest(run_fake.folder / "results/x")
+    assert (manifest.settings.protocol.replicates, len(manifest.plan)) == (3, 6)
+    assert (run_fake.folder / "results/x" / RECORDS).read_text() == after
+
+
+def test_it_is_said_first_why_energy_is_not_measured(run_fake: CommandLine) -> None:
+    result = run_fake(*FEW)
+    assert f"; energy: not measured: {NO_ENERGY.detail}\n" in result.out
+    assert result.out.index("energy:") < result.out.index("[1/2]")
+    assert "energy: not measured, as asked for" in run_fake(*FEW, "--energy", "none", "--out", "results/y").out
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "trials"),
+    [
+        ([], "quick (3 trials of 2 s a cell), by rapl", 3),
+        (["--energy", "quick", "--protocol", "paper"], "quick (3 trials", 3),
+        (["--energy", "full"], "full (5 trials of 5 s a cell)", 5),
+        (["--protocol", "full", "--replicates", "1"], "full (5 trials", 5),
+        (["--protocol", "gate"], "quick (3 trials", 1),
+    ],
+)
+def test_energy_is_measured_as_asked(run_with_meter: CommandLine, words: list[str], said: str, trials: int) -> None:
+    result = run_with_meter(*FEW, *words, "--time-budget", "none")
+    assert result.code == 0, result.err
+    assert f"; energy: {said}" in result.out
+    folder = run_with_meter.folder / "results/x"
+    run = load(folder)
+    for record in run.records:
+        assert isinstance(record.outcome, Measurement)
+        assert len(record.outcome.energy.trials) == trials
+    assert run.manifest.calibrations == (CALIBRATION, CALIBRATION_LATER)
+    assert len(list((folder / TRACES).iterdir())) == len(run.records)
+
+
+def test_no_energy_is_measured_where_none_is_asked_for(run_with_meter: CommandLine) -> None:
+    assert run_with_meter(*FEW, "--energy", "none").code == 0
+    run = load(run_with_meter.folder / "results/x")
+    assert run.manifest.settings.energy == "none"
+    assert run.manifest.calibrations == ()
+    assert all(isinstance(item.outcome, Measurement) and not item.outcome.energy.trials for item in run.records)
+    assert not (run_with_meter.folder / "results/x" / TRACES).exists()
+
+
+def test_the_announcement_counts_energy_and_keeps_within_the_budget(
+    run_fake: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*FEW, "--mechanisms", "softmax", "--dry-run", "--time-budget"]
+
+    def predicted(budget: str) -> float:
+        found = re.search(r"predicted ([0-9.]+) s from FLOPs alone", run_fake(*words, budget).out)
+        assert found is not None
+        return float(found[1])
+
+    without = predicted("none")
+    assert predicted("1h") == without
+    monkeypatch.setattr("infsa_bench.commands.sweep.Launcher", fake_launcher("meter"))
+    # Three trials of two seconds, and what they take beside.
+    assert predicted("none") > without + 6
+    # Of a minute, 15 s are for ending and 15 for looking at the counter once more.
+    assert re.search(r"(30|29) s of the time budget left", run_fake(*words, "60s").out)
 
 
 def test_resume_needs_to_know_which_run(run: CommandLine) -> None:
@@ -376,7 +518,8 @@ def test_text_that_the_terminal_cannot_show_ends_nothing(tmp_path: Path) -> None
     folder = tmp_path / "results" / "a \u00fc \udcff"
     program = [sys.executable, "-m", "infsa_bench"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    words = ["--res", "32", "--mechanisms", "softmax", "--device", "cpu", "--iterations", "1", "--out", folder]
+    words = ["--res", "32", "--mechanisms", "softmax", "--device", "cpu", "--warmup", "1", "--iterations", "1"]
+    words += ["--out", str(folder)]
     for command in (["sweep", *words], ["report", folder]):
         done = subprocess.run([*program, *command], env=environment, capture_output=True)
         assert done.returncode == 0, done.stderr

@@ -6,13 +6,22 @@ import pytest
 from sample_records import make_case, make_measurement
 
 from infsa_bench.analyze import predict
-from infsa_bench.analyze.predict import MAX_GROWTH, UNKNOWN_SETUP_SECONDS, Prediction, Predictor
+from infsa_bench.analyze.predict import MAX_GROWTH, TIMED_PASSES, UNKNOWN_SETUP_SECONDS, Prediction, Predictor
+from infsa_bench.protocol import ENERGY_PRESETS, PROTOCOLS, Protocol, energy_seconds
 from infsa_bench.record import Measurement
-from infsa_bench.spec import Case, Protocol
+from infsa_bench.spec import Case
 from infsa_models.cost import Cost, vit_cost
 
 RATES = {"fp32": 1000.0, "bf16": 4000.0}
-PROTOCOL = Protocol(name="two", warmup_iterations=1, timed_iterations=1, min_timed_iterations=1)
+PROTOCOL = Protocol(
+    name="two",
+    warmup_iterations=1,
+    warmup_seconds=0.0,
+    max_warmup_seconds=None,
+    timed_iterations=1,
+    timed_seconds=0.0,
+    max_timed_seconds=None,
+)
 """Two iterations a case, whatever they take."""
 
 TOKENS = {224: 197, 384: 577, 512: 1025, 9216: 331_777}
@@ -51,7 +60,12 @@ def seconds_of(predictor: Predictor, case: Case) -> float:
 
 def test_without_experience_the_rate_of_the_product_counts(predictor: Predictor) -> None:
     prediction = predictor.predict(make_case(), PROTOCOL)
-    assert prediction == Prediction(seconds=UNKNOWN_SETUP_SECONDS["eager"] + 2 * 197, peak_bytes=4000 + 7 * 197)
+    setup_seconds = UNKNOWN_SETUP_SECONDS["eager"]
+    # Exact counts leave no choice.
+    seconds = setup_seconds + 2 * 197
+    assert prediction == Prediction(
+        seconds=seconds, least_seconds=seconds, fixed_seconds=setup_seconds, peak_bytes=4000 + 7 * 197
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,16 +77,45 @@ def test_rates_go_by_precision_and_fall_back_to_float32(predictor: Predictor, pr
 
 
 def test_limits_of_the_protocol_count(predictor: Predictor) -> None:
-    protocol = Protocol(
-        name="limited",
-        warmup_iterations=5,
-        warmup_seconds=300.0,
-        timed_iterations=100,
-        min_timed_iterations=3,
-        timed_seconds=1000.0,
-    )
-    # 197 s an iteration: two of them pass the 300 s of the warm-up, six the 1000 s of the timing.
-    assert predictor.predict(make_case(), protocol).seconds == UNKNOWN_SETUP_SECONDS["eager"] + (2 + 6) * 197
+    # 197 s an iteration: the second of two passes the 30 s of the warm-up, and three are timed, the least there is.
+    prediction = predictor.predict(make_case(), PROTOCOLS["quick"])
+    setup_seconds = UNKNOWN_SETUP_SECONDS["eager"]
+    assert prediction.seconds == setup_seconds + (2 + 3) * 197
+    assert prediction.least_seconds == setup_seconds + (1 + 3) * 197
+    predictor.observe(make_case(), took(0.01))
+    # 10 ms an iteration: a second of timing after the warm-up. Of the first call, 0.5 s, all but 10 ms is setting up.
+    prediction = predictor.predict(make_case(), PROTOCOLS["quick"])
+    fixed_seconds = 0.5 + 0.49
+    warmup_seconds = PROTOCOLS["quick"].expected_warmup_seconds(0.01)
+    assert prediction.fixed_seconds == pytest.approx(fixed_seconds)
+    assert prediction.seconds == pytest.approx(fixed_seconds + warmup_seconds + 1.0)
+    assert prediction.least_seconds == pytest.approx(fixed_seconds + 4 * 0.01)
+
+
+def test_every_pass_counts_what_is_timed_again() -> None:
+    twice = Predictor(RATES, passes=2.0)
+    setup_seconds = UNKNOWN_SETUP_SECONDS["eager"]
+    prediction = twice.predict(make_case(), PROTOCOLS["quick"])
+    assert prediction.seconds == setup_seconds + (2 + 2 * 3) * 197
+    assert prediction.least_seconds == setup_seconds + (1 + 2 * 3) * 197
+    exact = twice.predict(make_case(), PROTOCOL)
+    assert exact.seconds == exact.least_seconds == setup_seconds + (1 + 2) * 197
+    assert exact.fixed_seconds == setup_seconds
+    assert TIMED_PASSES["cpu"] == 1.0
+
+
+@pytest.mark.parametrize(("replicate", "replicates", "trials"), [(0, 1, 5), (0, 3, 2), (2, 3, 1)])
+def test_energy_takes_its_time_too(replicate: int, replicates: int, trials: int) -> None:
+    protocol = PROTOCOLS["quick"].customized(warmup=None, iterations=None, replicates=replicates)
+    case = make_case(replicate=replicate)
+    without = Predictor(RATES).predict(case, protocol)
+    preset = ENERGY_PRESETS["full"]
+    watched = Predictor(RATES, energy=preset).predict(case, protocol)
+    extra = energy_seconds(preset, trials, 197.0)
+    assert extra > trials * preset.window_seconds
+    assert watched.seconds - without.seconds == pytest.approx(extra)
+    assert watched.least_seconds - without.least_seconds == pytest.approx(extra)
+    assert watched.fixed_seconds - without.fixed_seconds == pytest.approx(extra)
 
 
 @pytest.mark.parametrize("resolution", [224, 384, 512, 9216])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,12 +13,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fake_worker import CALIBRATION, CALIBRATION_LATER, TRACE
+from hypothesis import given
+from hypothesis import strategies as st
 from sample_records import ENVIRONMENT, SETTINGS, make_failure, make_manifest, make_record
 
+from infsa_bench.codec import encode
 from infsa_bench.errors import RunLockedError, SchemaError, SpecError
-from infsa_bench.record import Record, encode
-from infsa_bench.spec import PROTOCOLS
-from infsa_bench.store import LOCK, MANIFEST, RECORDS, Run, RunWriter, is_run, load, load_manifest
+from infsa_bench.protocol import PROTOCOLS
+from infsa_bench.record import Record, TracePoint
+from infsa_bench.store import (
+    LOCK,
+    MANIFEST,
+    RECORDS,
+    TRACES,
+    Run,
+    RunWriter,
+    is_run,
+    load,
+    load_manifest,
+    trace_path,
+)
 
 RESOLUTIONS = (224, 384, 512)
 RECORDED = tuple(make_record(resolution=resolution) for resolution in RESOLUTIONS)
@@ -109,7 +125,7 @@ LINES = [encode(record) for record in RECORDED]
         ([LINES[0], "", LINES[2]], "line 2: not JSON"),
         ([LINES[0], "{}", LINES[2]], "line 2: schema version None"),
         ([LINES[0], LINES[1], LINES[2], LINES[1]], f"line 4: a second record of {RECORDED[1].case.id}"),
-        ([LINES[0], LINES[1].replace('"schema_version":1', '"schema_version":2')], "line 2: schema version 2"),
+        ([LINES[0], LINES[1].replace('"schema_version":2', '"schema_version":1')], "line 2: schema version 1"),
         ([LINES[0], LINES[1].replace('"seconds":1.5', '"seconds":"1.5"')], "line 2: Record.seconds: '1.5' is not"),
         ([LINES[0] + LINES[1]], "line 1: not JSON"),
     ],
@@ -147,8 +163,8 @@ def test_a_records_file_that_cannot_be_read_is_a_schema_error(path: Path) -> Non
         (b"{", "not JSON"),
         (b"[]", "Manifest: not an object"),
         (b"\xff", "not JSON"),
-        (b'{"schema_version": 2}', "schema version 2; this infsa-bench reads version 1"),
-        (b'{"schema_version": 1}', "Manifest: unknown fields [], missing fields"),
+        (b'{"schema_version": 1}', "schema version 1; this infsa-bench reads version 2"),
+        (b'{"schema_version": 2}', "Manifest: unknown fields [], missing fields"),
     ],
 )
 def test_a_bad_manifest(path: Path, content: bytes, part_of_message: str) -> None:
@@ -331,7 +347,8 @@ def test_a_full_disk_ends_the_append_and_the_run_can_go_on(path: Path) -> None:
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from infsa_bench.record import Record, decode
+from infsa_bench.codec import decode
+from infsa_bench.record import Record
 from infsa_bench.store import RECORDS, RunWriter, load_manifest
 path, line = Path(sys.argv[1]), sys.argv[2]
 with RunWriter(path, load_manifest(path)) as writer:
@@ -376,10 +393,174 @@ def test_settings_differences() -> None:
     assert SETTINGS.differences(SETTINGS) == []
     assert SETTINGS.differences(replace(SETTINGS, time_budget_seconds=None)) == []
     assert SETTINGS.differences(replace(SETTINGS, seed=1)) == ["seed"]
-    counts = SETTINGS.protocol.with_counts(warmup=1, iterations=None)
+    counts = SETTINGS.protocol.customized(warmup=1, iterations=None, replicates=None)
     assert SETTINGS.differences(replace(SETTINGS, protocol=counts)) == ["protocol"]
-    other = replace(SETTINGS, device="cuda:0", protocol=PROTOCOLS["full"], seed=1)
-    assert SETTINGS.differences(other) == ["device", "protocol", "seed"]
+    assert SETTINGS.differences(replace(SETTINGS, energy="none")) == ["energy"]
+    other = replace(SETTINGS, device="cuda:0", protocol=PROTOCOLS["full"], seed=1, energy="quick")
+    assert SETTINGS.differences(other) == ["device", "protocol", "seed", "energy"]
+
+
+def test_another_number_of_replicates_is_no_difference() -> None:
+    more = SETTINGS.protocol.customized(warmup=None, iterations=None, replicates=3)
+    assert SETTINGS.differences(replace(SETTINGS, protocol=more)) == []
+    # Under --iterations as well, where that is what renames the protocol.
+    counts = SETTINGS.protocol.customized(warmup=None, iterations=5, replicates=None)
+    more = SETTINGS.protocol.customized(warmup=None, iterations=5, replicates=2)
+    assert replace(SETTINGS, protocol=counts).differences(replace(SETTINGS, protocol=more)) == []
+
+
+EXPECTED_TRACE = """\
+seconds,power_watts,sm_clock_mhz,temperature_celsius,event_reasons
+0.0,60.25,1980,40,
+0.1,,,,
+0.2,300.0,1755,52,sw_power_cap sw_thermal_slowdown
+"""
+
+
+def test_a_trace_is_a_table_beside_the_records(path: Path) -> None:
+    with RunWriter(path, PLAN) as writer:
+        writer.append(RECORDED[0])
+        assert not (path / TRACES).exists()
+        writer.append(RECORDED[1], TRACE)
+        writer.append(RECORDED[2], ())
+    file = path / TRACES / "infsa_softmax.reference_4L-64H_r384_b1_fp32_infer_eager_p0.csv"
+    assert file == trace_path(path, RECORDED[1].case.id)
+    assert file.read_bytes().decode() == EXPECTED_TRACE
+    assert list((path / TRACES).iterdir()) == [file]
+    assert load(path).records == RECORDED
+    assert is_run(path)
+
+
+def test_a_trace_is_on_disk_before_its_record(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[str, int]] = []
+    fsync = os.fsync
+
+    def spy(handle: int) -> None:
+        target = Path(f"/proc/self/fd/{handle}").readlink()
+        synced.append((target.name, target.stat().st_size if target.is_file() else 0))
+        fsync(handle)
+
+    with RunWriter(path, PLAN) as writer:
+        monkeypatch.setattr(os, "fsync", spy)
+        writer.append(RECORDED[0], TRACE)
+        writer.append(RECORDED[1], TRACE)
+    names = [name for name, _ in synced]
+    assert names == [path.name, "trace.new", TRACES, RECORDS, "trace.new", TRACES, RECORDS]
+    assert {size for name, size in synced if name == "trace.new"} == {len(EXPECTED_TRACE)}
+
+
+KILLED_BEFORE_THE_RECORD = """
+import os, signal, sys
+from pathlib import Path
+from fake_worker import TRACE
+from infsa_bench.codec import decode
+from infsa_bench.record import Record
+from infsa_bench.store import RunWriter, load_manifest
+path, line, where = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+with RunWriter(path, load_manifest(path)) as writer:
+    if where == "trace":
+        Path.replace = die
+    else:
+        import infsa_bench.store
+        infsa_bench.store.encode = die
+    writer.append(decode(Record, line), TRACE)
+"""
+
+
+@pytest.mark.parametrize("where", ["trace", "record"])
+@pytest.mark.parametrize("trace", [TRACE[:2], ()], ids=["another trace", "none"])
+def test_a_trace_that_has_no_record_yields_to_the_resumed_case(
+    path: Path, where: str, trace: tuple[TracePoint, ...]
+) -> None:
+    """The process is killed in the middle of the trace, or between trace and record."""
+    write(path, RECORDED[:1])
+    program = [sys.executable, "-c", KILLED_BEFORE_THE_RECORD, str(path), encode(RECORDED[1]), where]
+    search = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    ended = subprocess.run(program, env={**os.environ, "PYTHONPATH": search})
+    assert ended.returncode == -signal.SIGKILL
+    file = trace_path(path, RECORDED[1].case.id)
+    assert file.exists() == (where == "record")
+    assert load(path).records == RECORDED[:1]
+    with RunWriter(path, PLAN) as writer:
+        assert writer.finished == {RECORDED[0].case.id}
+        writer.append(RECORDED[1], trace)
+    assert file.exists() == bool(trace)
+    if trace:
+        assert file.read_text() == "".join(EXPECTED_TRACE.splitlines(keepends=True)[:3])
+    assert load(path).records == RECORDED[:2]
+
+
+def test_a_full_disk_under_a_trace_writes_no_record(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(path, RECORDED[:1])
+
+    def fail(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    with RunWriter(path, PLAN) as writer, monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        with pytest.raises(OSError, match="No space left"):
+            writer.append(RECORDED[1], TRACE)
+    write_rest(path, torn_bytes=0)
+
+
+TRACE_IDS = [
+    "infsa/softmax.reference/4L-64H/r224/b1/fp32/infer/eager/p0",
+    "infsa/softmax.reference/4L-64H/r224/b1/fp32/infer/eager/rho=0.5,gamma=1e-3/p10",
+    "infsa/some.package:Mixer.reference/4L-64H/r224/b1/fp32/infer/eager/p0",
+    "infsa/some.package;Mixer.reference/4L-64H/r224/b1/fp32/infer/eager/p0",
+    "infsa/some_package/p0",
+    "infsa/some/package/p0",
+    "infsa_some/package/p0",
+    "a" * 5000,
+    "a" * 5000 + "/p1",
+    "\u00fc" * 300,
+    "\udcff/p0",
+    "../../etc/passwd",
+    "a\nb\x00c",
+    "",
+    "..",
+]
+
+
+def test_every_case_has_a_trace_of_its_own_with_a_name_that_any_disk_takes(path: Path) -> None:
+    names = [trace_path(path, case_id).name for case_id in TRACE_IDS]
+    assert len({name.lower() for name in names}) == len(TRACE_IDS)
+    (path / TRACES).mkdir(parents=True)
+    for case_id, name in zip(TRACE_IDS, names, strict=True):
+        file = trace_path(path, case_id)
+        assert file.parent == path / TRACES
+        assert len(name.encode()) < 200
+        assert re.fullmatch(r"[A-Za-z0-9_.,=+~-]+\.csv", name)
+        file.touch()
+    # A name that says it all needs no digest.
+    assert ["~" in name for name in names[:3]] == [False, False, True]
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_no_two_cases_share_a_trace(one: str, other: str) -> None:
+    assert (trace_path(Path(), one) == trace_path(Path(), other)) == (one == other)
+
+
+@given(st.lists(st.text(alphabet="a/_~-", max_size=6), min_size=2, max_size=2, unique=True))
+def test_no_two_similar_cases_share_a_trace(pair: list[str]) -> None:
+    one, other = pair
+    assert trace_path(Path(), one) != trace_path(Path(), other)
+
+
+def test_calibrations_add_up_across_resumes(path: Path) -> None:
+    with RunWriter(path, PLAN) as writer:
+        assert writer.manifest.calibrations == ()
+        writer.add_calibration(CALIBRATION)
+        assert load_manifest(path).calibrations == (CALIBRATION,)
+        writer.add_environment(replace(ENVIRONMENT, device_name="another"))
+    with RunWriter(path, load_manifest(path)) as writer:
+        writer.add_calibration(CALIBRATION_LATER)
+        writer.add_calibration(CALIBRATION_LATER)
+    manifest = load_manifest(path)
+    assert manifest.calibrations == (CALIBRATION, CALIBRATION_LATER, CALIBRATION_LATER)
+    assert len(manifest.environments) == 2
 
 
 def test_reports_stand_beside_results(tmp_path: Path) -> None:

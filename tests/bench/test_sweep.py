@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pty
 import re
@@ -9,20 +10,26 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from fake_worker import ENVIRONMENT
-from test_launcher import fake_command, make_case, wait_until_gone
+import sample_records
+from fake_worker import CALIBRATION, CALIBRATION_LATER, ENVIRONMENT, TRACE
+from test_launcher import fake_command_of, make_case, wait_until_gone
 
 from infsa_bench.analyze.predict import Prediction, Predictor
+from infsa_bench.codec import decode
 from infsa_bench.errors import SweepStoppedError
 from infsa_bench.execute.launcher import Launcher
-from infsa_bench.record import Failure, Measurement, Record
-from infsa_bench.spec import PROTOCOLS, Case
-from infsa_bench.store import RECORDS, Manifest, RunWriter, Settings, load
-from infsa_bench.sweep import Plan, predicted_seconds, run_plan
+from infsa_bench.execute.messages import RunCommand
+from infsa_bench.protocol import ENERGY_PRESETS, PROTOCOLS, EnergyPreset
+from infsa_bench.record import EnergyCalibration, Failure, Measurement, Record, TracePoint
+from infsa_bench.spec import Case, Sweep
+from infsa_bench.store import RECORDS, TRACES, Manifest, RunWriter, Settings, is_run, load, load_manifest, trace_path
+from infsa_bench.sweep import FIRST_SHARE_SECONDS, Plan, Share, Step, run_plan, schedule, scheduled_seconds, share_out
 from infsa_models.registry import MECHANISMS
 
 COMMAND = [sys.executable, "-m", "infsa_bench"]
@@ -34,24 +41,33 @@ class Listener:
     def __init__(self) -> None:
         self.cells: list[str] = []
 
-    def started(self, case: Case, prediction: Prediction, remaining_seconds: float) -> None:
-        assert remaining_seconds >= 0
+    def started(self, case: Case, seconds: float, remaining_seconds: float) -> None:
+        assert 0 <= seconds <= remaining_seconds
 
     def finished(self, record: Record) -> None:
         self.cells.append(record.case.id)
 
 
-def make_plan(cases: list[Case], *, seconds: float | None = None, memory_bytes: int | None = None) -> Plan:
+def make_plan(
+    cases: Sequence[Case],
+    *,
+    seconds: float | None = None,
+    memory_bytes: int | None = None,
+    energy: EnergyPreset | None = None,
+) -> Plan:
     return Plan(
         cases=cases,
         protocol=PROTOCOLS["quick"],
         deadline=None if seconds is None else time.monotonic() + seconds,
         host_memory_bytes=memory_bytes,
+        energy=energy,
     )
 
 
-def run_with_fake_worker(folder: Path, plan: Plan, rate: float = 1e15) -> tuple[Record, ...]:
-    settings = Settings(device="cpu", protocol=plan.protocol, seed=0, time_budget_seconds=None)
+def run_with_fake_worker(
+    folder: Path, plan: Plan, rate: float = 1e15, traits: tuple[str, ...] = ()
+) -> tuple[Record, ...]:
+    settings = Settings(device="cpu", protocol=plan.protocol, seed=0, time_budget_seconds=None, energy="auto")
     manifest = Manifest(
         created_utc="2026-01-01T00:00:00+00:00",
         command=("infsa-bench",),
@@ -59,8 +75,10 @@ def run_with_fake_worker(folder: Path, plan: Plan, rate: float = 1e15) -> tuple[
         plan=tuple(case.id for case in plan.cases),
         environments={ENVIRONMENT.key: ENVIRONMENT},
     )
+    if is_run(folder):
+        manifest = dataclasses.replace(load_manifest(folder), plan=manifest.plan)
     listener = Listener()
-    with Launcher("cpu", fake_command) as launcher, RunWriter(folder, manifest) as writer:
+    with Launcher("cpu", fake_command_of(*traits)) as launcher, RunWriter(folder, manifest) as writer:
         run_plan(plan, launcher, writer, Predictor({"fp32": rate}), listener)
         finished_before = writer.finished
     records = load(folder).records
@@ -95,7 +113,7 @@ def test_a_cell_above_the_budget_is_skipped_with_its_prediction(tmp_path: Path) 
     for record in records:
         assert isinstance(record.outcome, Failure)
         assert (record.outcome.kind, record.outcome.stage) == ("skipped", "plan")
-        assert "left of the time budget" in record.outcome.message
+        assert re.search(r"predicted to take .* at the least, .* left of the time budget", record.outcome.message)
         assert record.outcome.predicted_seconds is not None
         assert record.outcome.predicted_seconds > 1e6
         assert record.outcome.predicted_bytes is not None
@@ -122,21 +140,256 @@ def test_a_case_cannot_outlast_the_budget(tmp_path: Path, monkeypatch: pytest.Mo
     assert time.monotonic() - started < 10.0
 
 
-def test_the_prediction_of_a_sweep_leaves_out_what_will_be_skipped() -> None:
+def predicted(
+    seconds: float, least_seconds: float | None = None, fixed_seconds: float = 0.0, size: int = 10
+) -> Prediction:
+    return Prediction(
+        seconds=seconds,
+        least_seconds=seconds if least_seconds is None else least_seconds,
+        fixed_seconds=fixed_seconds,
+        peak_bytes=size,
+    )
+
+
+def test_what_is_scheduled_leaves_out_what_will_be_skipped() -> None:
     plan = make_plan([], seconds=100.0, memory_bytes=1000)
-    small, long, large = ((10.0, 10), (1000.0, 10), (10.0, 900))
-    predictions = [Prediction(seconds=seconds, peak_bytes=size) for seconds, size in (small, long, large, small)]
-    assert predicted_seconds(plan, predictions) == 20.0
+    small, long, large = predicted(10.0), predicted(1000.0), predicted(10.0, size=900)
+    shares = share_out(plan, [small, long, large, small], 100.0)
+    assert [share is not None for share in shares] == [True, False, False, True]
+    steps = [Step(case=make_case(), prediction=small, share=share) for share in shares]
+    assert scheduled_seconds(steps) == 20.0
+
+
+def test_without_a_budget_everybody_gets_what_is_wanted() -> None:
+    plan = make_plan([], memory_bytes=1000)
+    shares = share_out(plan, [predicted(10.0, 1.0), predicted(1e9), predicted(10.0, size=900)], None)
+    assert shares == [Share(seconds=10.0, limit_seconds=None), Share(seconds=1e9, limit_seconds=None), None]
+
+
+def test_a_budget_is_shared_out_beyond_the_least() -> None:
+    plan = make_plan([], seconds=1e6)
+    # Of 320 s, 20 + 40 + 60 are the least, which leaves 200 s for three; but the second wants no more than 50 in all.
+    wants = [predicted(1000.0, 20.0, 5.0), predicted(50.0, 40.0, 5.0), predicted(1000.0, 60.0, 50.0)]
+    first, second, third = share_out(plan, wants, 320.0)
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert first.seconds == pytest.approx(20 + 200 / 3)
+    # A limit is for warm-up and timing: building and energy are not in it.
+    assert first.limit_seconds == pytest.approx(first.seconds - 5)
+    assert second.seconds == 50.0
+    assert second.limit_seconds == pytest.approx(40 + 200 / 3 - 5)
+    # What the second leaves goes to the third, and nothing is left over.
+    assert third.seconds == pytest.approx(320 - first.seconds - 50)
+    assert third.limit_seconds == pytest.approx(third.seconds - 50)
+
+
+def test_the_quick_get_more_than_their_least_before_the_slow_get_any() -> None:
+    plan = make_plan([], seconds=1e6)
+    quick, slow = predicted(10.0, 1.0, 0.5), predicted(100.0, 20.0, 0.5)
+    first, second = share_out(plan, [quick, slow], 23.5)
+    assert first == Share(seconds=0.5 + FIRST_SHARE_SECONDS, limit_seconds=FIRST_SHARE_SECONDS)
+    assert second == Share(seconds=20.0, limit_seconds=19.5)
+    # Where that is not left, the least has to do; who wants less gets no more.
+    first, second = share_out(plan, [quick, slow], 22.0)
+    assert first == Share(seconds=22.0 - 18.5 + 6.5, limit_seconds=21.5)
+    assert second is None
+    (last,) = share_out(plan, [quick], 2.0)
+    assert last == Share(seconds=2.0, limit_seconds=1.5)
+    (modest,) = share_out(plan, [predicted(1.5, 1.0, 0.5)], 100.0)
+    assert modest == Share(seconds=1.5, limit_seconds=99.5)
+
+
+def test_who_does_not_fit_by_the_least_is_left_out_and_no_one_else() -> None:
+    plan = make_plan([], seconds=1e6)
+    wants = [predicted(50.0, 6.0), predicted(50.0, 5.0), predicted(50.0, 4.0), predicted(50.0, 0.5)]
+    shares = share_out(plan, wants, 10.5)
+    assert [share is not None for share in shares] == [True, False, True, True]
+    assert sum(share.seconds for share in shares if share) == pytest.approx(10.5)
+    assert share_out(plan, wants, -1.0) == [None] * 4
+    assert share_out(plan, [], 10.0) == []
+
+
+def test_under_a_budget_passes_come_first_then_resolutions_then_the_cheapest() -> None:
+    axes = {"softmax": (384, 224), "infsa-linear": (384, 224)}
+    cases = [
+        sample_records.make_case(mechanism=mechanism, resolution=resolution, replicate=replicate)
+        for replicate in (1, 0)
+        for mechanism, resolutions in axes.items()
+        for resolution in resolutions
+    ]
+    predictor = Predictor({"fp32": 1e12})
+    steps = schedule(make_plan(cases, seconds=1e6), predictor, cases)
+    order = [(step.case.replicate, step.case.resolution, step.case.mechanism) for step in steps]
+    cheapest_first = ["infsa-linear", "softmax"]
+    assert order == [(p, side, name) for p in (0, 1) for side in (224, 384) for name in cheapest_first]
+    assert [step.case for step in schedule(make_plan(cases), predictor, cases)] == cases
+
+
+def test_the_share_reaches_the_worker_and_energy_comes_on_top(tmp_path: Path) -> None:
+    cases = [make_case(behave="echo", n=str(number)) for number in range(4)]
+    plan = make_plan(cases, seconds=2004.0, energy=ENERGY_PRESETS["quick"])
+    for number, record in enumerate(run_with_fake_worker(tmp_path / "run", plan)):
+        assert isinstance(record.outcome, Failure)
+        command = decode(RunCommand, record.outcome.message)
+        assert (command.energy, command.trials) == (ENERGY_PRESETS["quick"], 3)
+        # Nothing is used up: a share of 2000 s is halved among two, and so on; a second is for building the model.
+        assert command.limit_seconds == pytest.approx(2000 / (4 - number), abs=5.0)
+    run_with_fake_worker(tmp_path / "free", make_plan(cases[:1]))
+    (record,) = load(tmp_path / "free").records
+    assert isinstance(record.outcome, Failure)
+    assert decode(RunCommand, record.outcome.message).limit_seconds is None
+
+
+SECONDS_ON_TWO_CORES = {
+    # An iteration at 224, 384, 512, 768 and 1024 pixels, 4L-64H, fp32.
+    "softmax": (0.2, 0.93, 2.2, 11.0, 35.0),
+    "linformer": (0.2, 0.63, 1.2, 2.7, 5.0),
+    "performer": (0.19, 0.51, 0.95, 2.0, 3.7),
+    "soft": (0.19, 0.45, 0.9, 1.7, 3.2),
+    "flatten": (0.17, 0.46, 0.82, 1.7, 3.1),
+    "agent": (0.2, 0.53, 1.2, 2.7, 5.0),
+    "mlla": (0.18, 0.5, 0.95, 2.0, 3.7),
+    "infsa-pure": (0.21, 0.93, 2.6, 13.0, 40.0),
+    "infsa-linear": (0.16, 0.38, 0.72, 1.5, 2.7),
+}
+
+
+@pytest.mark.parametrize("flops_per_second", [4e10, 1.2e11, 4e11])
+def test_four_minutes_measure_what_a_slow_machine_can(monkeypatch: pytest.MonkeyPatch, flops_per_second: float) -> None:
+    """The default sweep on a CPU, on a virtual clock, timed as long as it is let."""
+    resolutions = (224, 384, 512, 768, 1024)
+    axes = Sweep(
+        mechanisms=tuple(MECHANISMS),
+        implementations=("reference",),
+        configs=("4L-64H",),
+        resolutions=resolutions,
+        phases=("infer",),
+        precisions=(),
+        executions=("eager",),
+        batch_sizes=(1,),
+    )
+    now = 8.0
+    monkeypatch.setattr("infsa_bench.sweep.time", types.SimpleNamespace(monotonic=lambda: now))
+    todo = list(axes.cases("cpu"))
+    plan = dataclasses.replace(make_plan(todo), deadline=225.0)
+    predictor = Predictor({"fp32": flops_per_second})
+    measured: Counter[int] = Counter()
+    while todo:
+        step = schedule(plan, predictor, todo)[0]
+        todo.remove(step.case)
+        if step.share is None:
+            continue
+        assert step.share.limit_seconds is not None
+        seconds = SECONDS_ON_TWO_CORES[step.case.mechanism][resolutions.index(step.case.resolution)]
+        # The least is never cut short.
+        now += 0.7 + max(step.share.limit_seconds, plan.protocol.least_seconds(seconds))
+        assert now < 240.0
+        measured[step.case.resolution] += 1
+        outcome = sample_records.make_measurement([seconds], build_seconds=0.6, warmup_seconds=(seconds,))
+        predictor.observe(step.case, outcome)
+    assert (measured[224], measured[384], measured[512]) == (9, 9, 9)
+    assert measured.total() >= 33
+
+
+class CountingPredictor(Predictor):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def predict(self, *arguments: object) -> Prediction:  # type: ignore[override]
+        self.asked += 1
+        return super().predict(*arguments)  # type: ignore[arg-type]
+
+
+def test_a_step_predicts_each_case_to_come_once() -> None:
+    cases = [make_case(n=str(number)) for number in range(50)]
+    predictor = CountingPredictor({"fp32": 1e12})
+    schedule(make_plan(cases, seconds=100.0), predictor, cases)
+    assert predictor.asked == 50
+
+
+def test_each_replicate_has_a_fresh_worker(tmp_path: Path) -> None:
+    cells = [make_case(behave="pid", n=str(number)) for number in range(2)]
+    cases = [dataclasses.replace(case, replicate=replicate) for replicate in range(3) for case in cells]
+    records = run_with_fake_worker(tmp_path / "run", make_plan(cases))
+    workers = [record.outcome.message for record in records if isinstance(record.outcome, Failure)]
+    assert [record.case.replicate for record in records] == [0, 0, 1, 1, 2, 2]
+    assert [workers[0::2], len(set(workers))] == [workers[1::2], 3]
+
+
+def test_resuming_in_the_middle_of_a_replicate_and_adding_another(tmp_path: Path) -> None:
+    cells = [make_case(behave="pid", n=str(number)) for number in range(2)]
+    cases = [dataclasses.replace(case, replicate=replicate) for replicate in range(2) for case in cells]
+    run_with_fake_worker(tmp_path / "run", make_plan(cases[:1]))
+    before = (tmp_path / "run" / RECORDS).read_bytes()
+    records = run_with_fake_worker(tmp_path / "run", make_plan(cases))
+    assert (tmp_path / "run" / RECORDS).read_bytes().startswith(before)
+    assert [record.case for record in records] == cases
+    workers = [record.outcome.message for record in records if isinstance(record.outcome, Failure)]
+    assert len(set(workers)) == 3
+    assert workers[2] == workers[3]
+
+
+def test_traces_and_calibrations_are_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    plan = make_plan([make_case(behave="energy", n=str(number)) for number in range(3)])
+    records = run_with_fake_worker(folder, dataclasses.replace(plan, cases=plan.cases[:2]), traits=("meter",))
+    assert load_manifest(folder).calibrations == (CALIBRATION, CALIBRATION_LATER)
+    for record in records:
+        assert isinstance(record.outcome, Measurement)
+        assert record.outcome.energy.calibration == CALIBRATION
+        assert len(trace_path(folder, record.case.id).read_text().splitlines()) == 1 + len(TRACE)
+    run_with_fake_worker(folder, plan, traits=("meter",))
+    assert load_manifest(folder).calibrations == (CALIBRATION, CALIBRATION_LATER) * 2
+    assert len(list((folder / TRACES).iterdir())) == 3
+    # With nothing left to measure, nothing is looked at.
+    run_with_fake_worker(folder, plan, traits=("meter",))
+    assert len(load_manifest(folder).calibrations) == 4
+
+
+@pytest.mark.parametrize("traits", [("meter", "deaf"), ()], ids=["ends", "has no counter any more"])
+def test_a_run_whose_counter_is_lost_ends_well(tmp_path: Path, traits: tuple[str, ...]) -> None:
+    (record,) = run_with_fake_worker(tmp_path / "run", make_plan([make_case(behave="energy")]), traits=traits)
+    assert isinstance(record.outcome, Measurement)
+    assert load_manifest(tmp_path / "run").calibrations == (CALIBRATION,)
+
+
+def test_without_energy_nothing_is_kept_of_it(tmp_path: Path) -> None:
+    run_with_fake_worker(tmp_path / "run", make_plan([make_case(), make_case(behave="oom")]), traits=("meter",))
+    assert load_manifest(tmp_path / "run").calibrations == ()
+    assert not (tmp_path / "run" / TRACES).exists()
+
+
+def test_a_case_lost_over_its_energy_costs_no_other(tmp_path: Path) -> None:
+    cases = [make_case(behave=name, stage="energy", n=name) for name in ("energy", "sigsegv", "exit", "energy")]
+    cases[3] = make_case(behave="energy", n="last")
+    records = run_with_fake_worker(tmp_path / "run", make_plan(cases), traits=("meter",))
+    ended = [record.outcome.stage if isinstance(record.outcome, Failure) else "ok" for record in records]
+    assert ended == ["ok", "energy", "energy", "ok"]
+    assert len(list((tmp_path / "run" / TRACES).iterdir())) == 2
+
+
+def test_a_full_disk_under_a_calibration_stops_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: RunWriter, calibration: EnergyCalibration) -> None:
+        raise OSError(28, "No space left on device")
+
+    plan = make_plan([make_case(behave="energy")])
+    with monkeypatch.context() as patch:
+        patch.setattr(RunWriter, "add_calibration", full)
+        with pytest.raises(SweepStoppedError, match="No space left"):
+            run_with_fake_worker(tmp_path / "run", plan)
+    assert len(run_with_fake_worker(tmp_path / "run", plan)) == 1
 
 
 def test_a_full_disk_stops_the_sweep_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [make_case(n=str(i)) for i in range(3)]
     append = RunWriter.append
 
-    def until_full(self: RunWriter, record: Record) -> None:
+    def until_full(self: RunWriter, record: Record, trace: Sequence[TracePoint] = ()) -> None:
         if record.case == cases[2]:
             raise OSError(28, "No space left on device")
-        append(self, record)
+        append(self, record, trace)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunWriter, "append", until_full)
@@ -166,7 +419,8 @@ def wait_for_records(out: Path, count: int, seconds: float = 120.0) -> None:
 def test_all_nine_killed_midway_and_resumed_end_once_each(tmp_path: Path) -> None:
     """The whole process group is killed; the worker, in a session of its own, must go as well."""
     out = tmp_path / "results" / "nine"
-    words = ["sweep", "--res", "32", "--device", "cpu", "--iterations", "2", "--out", str(out), "--resume"]
+    words = ["sweep", "--res", "32", "--device", "cpu", "--warmup", "1", "--iterations", "2"]
+    words += ["--out", str(out), "--resume"]
     first = subprocess.Popen(
         [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
@@ -237,7 +491,8 @@ def test_ctrl_c_keeps_what_is_recorded_and_says_how_to_go_on(tmp_path: Path) -> 
 )
 def test_phases_precisions_and_modes(tmp_path: Path, words: list[str], kinds: set[str]) -> None:
     out = tmp_path / "results" / "run"
-    words = [*words, "--mechanisms", "infsa-linear", "--res", "32", "--device", "cpu", "--iterations", "2"]
+    words = [*words, "--mechanisms", "infsa-linear", "--res", "32", "--device", "cpu", "--warmup", "1"]
+    words += ["--iterations", "2"]
     done = subprocess.run([*COMMAND, "sweep", *words, "--out", str(out)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     outcomes = [record.outcome for record in load(out).records]

@@ -8,8 +8,9 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from infsa_bench.protocol import EnergyPreset, Protocol, energy_seconds, trials_of_replicate
 from infsa_bench.record import Measurement
-from infsa_bench.spec import Case, Protocol
+from infsa_bench.spec import Case
 from infsa_models.cost import Cost, vit_cost
 from infsa_models.registry import CONFIGS
 
@@ -19,12 +20,23 @@ UNKNOWN_SETUP_SECONDS = {"eager": 1.0, "compile": 60.0, "cuda-graph": 3.0}
 MAX_GROWTH = 4.0
 """Most that the ratio of real to predicted time is extrapolated to grow from one resolution to the next."""
 
+TIMED_PASSES = {"cpu": 1.0, "cuda": 2.0}
+"""By device type: time spent on timing over that for the latencies. A GPU is timed by its own events as well, and with
+its queue kept full; without an empty queue before every iteration the two take about as long as the first together.
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """Predicted seconds of a whole case, and bytes at its peak, model included (None: no formula for it)."""
+    """Predicted seconds of a whole case, and bytes at its peak, model included (None: no formula for it).
+
+    ``least_seconds`` is the shortest that the case may be cut to under a time budget, ``fixed_seconds`` the part of
+    both that is neither warm-up nor timing: building the model, and watching its energy.
+    """
 
     seconds: float
+    least_seconds: float
+    fixed_seconds: float
     peak_bytes: int | None
 
 
@@ -44,9 +56,16 @@ class Predictor:
     formulas counts as the products of its host alone.
     """
 
-    def __init__(self, matmul_flops_per_second: Mapping[str, float]) -> None:
-        """Take the rates by precision (``fp32``, ``bf16``, ``fp16``) as the worker measured them."""
+    def __init__(
+        self, matmul_flops_per_second: Mapping[str, float], *, passes: float = 1.0, energy: EnergyPreset | None = None
+    ) -> None:
+        """Take the rates by precision (``fp32``, ``bf16``, ``fp16``) as the worker measured them.
+
+        ``passes`` is that of :data:`TIMED_PASSES`; ``energy`` how energy is watched, None where it is not.
+        """
         self._rates = dict(matmul_flops_per_second)
+        self._passes = passes
+        self._energy = energy
         self._experience: dict[Case, list[_Experience]] = {}
 
     def predict(self, case: Case, protocol: Protocol) -> Prediction:
@@ -56,10 +75,25 @@ class Predictor:
         unknown = UNKNOWN_SETUP_SECONDS[case.execution]
         setup_seconds = max((item.setup_seconds for item in experience), default=unknown)
         iteration_seconds = self._computed_seconds(case, cost) * self._ratio(case, experience)
+        fixed_seconds = setup_seconds + self._energy_seconds(case, protocol, iteration_seconds)
+        expected_seconds = protocol.expected_seconds(iteration_seconds)
+        least_seconds = protocol.least_seconds(iteration_seconds)
+        warmup_seconds = protocol.expected_warmup_seconds(iteration_seconds)
+        # Under a time budget a single call warms up, unless the protocol's counts are exact.
+        least_warmup_seconds = iteration_seconds if least_seconds < expected_seconds else warmup_seconds
+        further_passes = self._passes - 1.0
         return Prediction(
-            seconds=setup_seconds + iteration_seconds * protocol.expected_iterations(iteration_seconds),
+            seconds=fixed_seconds + expected_seconds + further_passes * (expected_seconds - warmup_seconds),
+            least_seconds=fixed_seconds + least_seconds + further_passes * (least_seconds - least_warmup_seconds),
+            fixed_seconds=fixed_seconds,
             peak_bytes=None if cost is None else cost.model_bytes + cost.peak_activation_bytes,
         )
+
+    def _energy_seconds(self, case: Case, protocol: Protocol, iteration_seconds: float) -> float:
+        if self._energy is None:
+            return 0.0
+        trials = trials_of_replicate(self._energy, case.replicate, protocol.replicates)
+        return energy_seconds(self._energy, trials, iteration_seconds)
 
     def observe(self, case: Case, measurement: Measurement) -> None:
         """Learn from a finished case."""

@@ -9,10 +9,14 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from infsa_bench.analyze.predict import Prediction
 from infsa_bench.record import Failure, Measurement, Record
 from infsa_bench.report.units import format_duration, format_seconds
 from infsa_bench.spec import Case
+
+
+def case_name(case: Case) -> str:
+    """Return the name of a case's cell, and from the second pass over the plan on which pass it is."""
+    return f"{case.cell} (replicate {case.replicate + 1})" if case.replicate else case.cell
 
 
 def describe_outcome(record: Record) -> str:
@@ -35,14 +39,14 @@ class PlainProgress:
         self._done = done
         self._remaining_seconds = 0.0
 
-    def started(self, case: Case, prediction: Prediction, remaining_seconds: float) -> None:
+    def started(self, case: Case, seconds: float, remaining_seconds: float) -> None:
         """Remember how long the rest will take."""
-        self._remaining_seconds = max(0.0, remaining_seconds - prediction.seconds)
+        self._remaining_seconds = max(0.0, remaining_seconds - seconds)
 
     def finished(self, record: Record) -> None:
         """Print the case and what came of it."""
         self._done += 1
-        line = f"[{self._done}/{self._total}] {record.case.cell}: {describe_outcome(record)}"
+        line = f"[{self._done}/{self._total}] {case_name(record.case)}: {describe_outcome(record)}"
         if self._done < self._total:
             line += f"; about {format_duration(self._remaining_seconds)} to go"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -71,15 +75,15 @@ class BarProgress:
         self._console = console
         self._task = self._progress.add_task("sweep", total=total, completed=done, cell="", left="")
 
-    def started(self, case: Case, prediction: Prediction, remaining_seconds: float) -> None:
+    def started(self, case: Case, seconds: float, remaining_seconds: float) -> None:
         """Show the case that runs."""
         left = f"about {format_duration(remaining_seconds)} to go"
-        self._progress.update(self._task, cell=case.cell.removeprefix("infsa/"), left=left)
+        self._progress.update(self._task, cell=case_name(case).removeprefix("infsa/"), left=left)
 
     def finished(self, record: Record) -> None:
         """Advance the bar; print above it what came of the case."""
         self._progress.advance(self._task)
-        line = f"{record.case.cell}: {describe_outcome(record)}"
+        line = f"{case_name(record.case)}: {describe_outcome(record)}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:

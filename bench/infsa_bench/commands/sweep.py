@@ -10,23 +10,24 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 
-from infsa_bench.analyze.predict import Predictor
+from infsa_bench.analyze.predict import TIMED_PASSES, Predictor
 from infsa_bench.commands.progress import BarProgress, PlainProgress
 from infsa_bench.commands.report import report_run
 from infsa_bench.errors import SpecError, SweepStoppedError, UnknownNameError
 from infsa_bench.execute.launcher import Launcher
+from infsa_bench.execute.messages import Hello
+from infsa_bench.protocol import PROTOCOLS, EnergyChoice, EnergyPreset, Protocol, energy_preset
 from infsa_bench.report.units import format_bytes, format_duration
 from infsa_bench.spec import (
     EXECUTIONS,
     PAPER_PRECISION,
     PHASES,
     PRECISIONS,
-    PROTOCOLS,
     Case,
-    Protocol,
     Sweep,
     known_mechanisms,
     parse_batch_sizes,
@@ -37,11 +38,16 @@ from infsa_bench.spec import (
     parse_resolutions,
 )
 from infsa_bench.store import Manifest, RunWriter, Settings, is_run, load_manifest, reports_path
-from infsa_bench.sweep import Plan, predicted_seconds, run_plan, utc_now
+from infsa_bench.sweep import Plan, Step, run_plan, schedule, scheduled_seconds, utc_now
 
 CPU_TIME_BUDGET = "4m"
 CLOSING_SECONDS = 15.0
 """Share of the time budget kept back for ending the worker and rendering the report."""
+
+CALIBRATION_SECONDS = 15.0
+"""Share of it kept back, where energy is measured, for looking at the idle device and its counter once more."""
+
+ENERGY_CHOICES: tuple[EnergyChoice, ...] = get_args(EnergyChoice)
 
 CPU_DEFAULTS = {"res": "224..1024", "config": "4L-64H"}
 CUDA_DEFAULTS = {"res": "224..9216", "config": "4L-64H,24L-16H"}
@@ -63,6 +69,8 @@ class SweepRequest:
     protocol: str = "quick"
     warmup: int | None = None
     iterations: int | None = None
+    replicates: int | None = None
+    energy: str = "auto"
     time_budget: str | None = None
     seed: int = 0
     out: Path | None = None
@@ -83,39 +91,51 @@ def sweep(request: SweepRequest, console: Console) -> int:
         SweepStoppedError: the device or the disk gave up.
     """
     started = time.monotonic()
-    protocol = _check_options(request)
-    earlier = _earlier_run(request, protocol)
+    protocol, energy = _check_options(request)
+    earlier = _earlier_run(request, protocol, energy)
     with Launcher(request.device) as launcher:
-        device = launcher.hello.environment.device
-        device_type = launcher.hello.environment.device_type
-        axes = _axes(request, device_type)
+        hello = launcher.hello
+        device_type = hello.environment.device_type
+        axes = _axes(request, device_type, protocol.replicates)
         launcher.check(tuple(name for name in axes.mechanisms if ":" in name))
         budget_seconds = _time_budget(request, device_type)
-        settings = Settings(device=device, protocol=protocol, seed=request.seed, time_budget_seconds=budget_seconds)
+        settings = Settings(
+            device=hello.environment.device,
+            protocol=protocol,
+            seed=request.seed,
+            time_budget_seconds=budget_seconds,
+            energy=energy,
+        )
+        preset = energy_preset(energy, protocol)
+        watched = None if hello.energy_source is None else preset
+        closing_seconds = CLOSING_SECONDS + (CALIBRATION_SECONDS if watched else 0.0)
         plan = Plan(
             cases=tuple(axes.cases(device_type)),
             protocol=protocol,
-            deadline=None if budget_seconds is None else started + budget_seconds - CLOSING_SECONDS,
-            host_memory_bytes=launcher.hello.available_bytes if device_type == "cpu" else None,
+            deadline=None if budget_seconds is None else started + budget_seconds - closing_seconds,
+            host_memory_bytes=hello.available_bytes if device_type == "cpu" else None,
+            # Also where it cannot be watched: every record then says why.
+            energy=preset,
         )
         if not plan.cases:
             raise SpecError(f"no cell: none of {', '.join(axes.mechanisms)} has {' or '.join(axes.implementations)}")
-        predictor = Predictor(launcher.hello.matmul_flops_per_second)
+        predictor = Predictor(hello.matmul_flops_per_second, passes=TIMED_PASSES[device_type], energy=watched)
         out = request.out or _default_out(device_type)
         manifest = _manifest(request, settings, plan.cases, earlier)
         if request.dry_run:
-            _announce(console, plan, plan.cases, predictor, out)
-            _print_plan(console, plan, predictor)
+            steps = schedule(plan, predictor, plan.cases)
+            _announce(console, plan, steps, hello, out)
+            _print_plan(console, plan, steps)
             return 0
         with _open(out, manifest) as writer:
             try:
-                writer.add_environment(launcher.hello.environment)
+                writer.add_environment(hello.environment)
             except OSError as error:
                 raise SweepStoppedError(f"cannot write to {out}: {error}") from error
             if writer.torn_bytes:
                 console.print(f"dropped a torn last line of {writer.torn_bytes} bytes", highlight=False)
             todo = [case for case in plan.cases if case.id not in writer.finished]
-            _announce(console, plan, todo, predictor, out)
+            _announce(console, plan, schedule(plan, predictor, todo), hello, out)
             done = len(plan.cases) - len(todo)
             kind = BarProgress if console.is_terminal else PlainProgress
             try:
@@ -134,9 +154,9 @@ def sweep(request: SweepRequest, console: Console) -> int:
     return 0
 
 
-def _check_options(request: SweepRequest) -> Protocol:
-    """Check all that can be checked without a worker; return the protocol."""
-    _axes(request, "cpu")
+def _check_options(request: SweepRequest) -> tuple[Protocol, EnergyChoice]:
+    """Check all that can be checked without a worker; return the protocol, and how energy is to be watched."""
+    _axes(request, "cpu", 1)
     budget_seconds = _time_budget(request, "cpu")
     if budget_seconds is not None and budget_seconds <= CLOSING_SECONDS:
         raise SpecError(f"--time-budget must be above {CLOSING_SECONDS:.0f} s, which ending and rendering may take")
@@ -144,11 +164,26 @@ def _check_options(request: SweepRequest) -> Protocol:
         raise SpecError(f"--seed must be between 0 and 2^63 - 1, not {request.seed}")
     if request.resume and request.out is None:
         raise SpecError("--resume needs --out, the folder of the run to go on with")
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", request.device):
-        raise SpecError(f"unknown device {request.device!r}; write auto, cpu or cuda:N")
+    check_device(request.device)
     if request.protocol not in PROTOCOLS:
         raise UnknownNameError("protocol", request.protocol, PROTOCOLS)
-    return PROTOCOLS[request.protocol].with_counts(warmup=request.warmup, iterations=request.iterations)
+    protocol = PROTOCOLS[request.protocol].customized(
+        warmup=request.warmup, iterations=request.iterations, replicates=request.replicates
+    )
+    for choice in ENERGY_CHOICES:
+        if request.energy == choice:
+            return protocol, choice
+    raise UnknownNameError("energy", request.energy, ENERGY_CHOICES)
+
+
+def check_device(name: str) -> None:
+    """Refuse what is no name of a device.
+
+    Raises:
+        SpecError: it is none.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
+        raise SpecError(f"unknown device {name!r}; write auto, cpu or cuda:N")
 
 
 def _check_report_folder(folder: Path) -> None:
@@ -158,7 +193,7 @@ def _check_report_folder(folder: Path) -> None:
         raise SpecError(f"the report would go to {folder}, but {existing} is no folder that can be written")
 
 
-def _axes(request: SweepRequest, device_type: str) -> Sweep:
+def _axes(request: SweepRequest, device_type: str, replicates: int) -> Sweep:
     defaults = CUDA_DEFAULTS if device_type == "cuda" else CPU_DEFAULTS
     known = [implementation for entry in known_mechanisms().values() for implementation in entry.implementations]
     dtype = request.dtype
@@ -173,6 +208,7 @@ def _axes(request: SweepRequest, device_type: str) -> Sweep:
         precisions=() if dtype is None else parse_names(dtype, "dtype", PRECISIONS),
         executions=parse_names(request.execution, "execution", EXECUTIONS),
         batch_sizes=parse_batch_sizes(request.batch_size),
+        replicates=replicates,
         seed=request.seed,
     )
 
@@ -187,7 +223,7 @@ def _default_out(device_type: str) -> Path:
     return Path("results") / f"{device_type}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _earlier_run(request: SweepRequest, protocol: Protocol) -> Manifest | None:
+def _earlier_run(request: SweepRequest, protocol: Protocol, energy: EnergyChoice) -> Manifest | None:
     """Return the manifest of the run that is to be resumed, or None for a new one.
 
     Raises:
@@ -203,7 +239,7 @@ def _earlier_run(request: SweepRequest, protocol: Protocol) -> Manifest | None:
     if not request.resume:
         raise SpecError(f"{request.out} holds a run already: add --resume to finish it, or choose another --out")
     earlier = load_manifest(request.out)
-    asked = replace(earlier.settings, protocol=protocol, seed=request.seed)
+    asked = replace(earlier.settings, protocol=protocol, seed=request.seed, energy=energy)
     _refuse_differences(request.out, earlier.settings, asked)
     return earlier
 
@@ -217,7 +253,13 @@ def _manifest(request: SweepRequest, settings: Settings, cases: Sequence[Case], 
         )
     assert request.out is not None
     _refuse_differences(request.out, earlier.settings, settings)
-    return replace(earlier, plan=tuple(dict.fromkeys([*earlier.plan, *ids])))
+    # They can only differ in the number of replicates.
+    protocol = max(earlier.settings.protocol, settings.protocol, key=lambda protocol: protocol.replicates)
+    return replace(
+        earlier,
+        settings=replace(earlier.settings, protocol=protocol),
+        plan=tuple(dict.fromkeys([*earlier.plan, *ids])),
+    )
 
 
 def _refuse_differences(out: Path, earlier: Settings, asked: Settings) -> None:
@@ -233,25 +275,40 @@ def _open(out: Path, manifest: Manifest) -> RunWriter:
         raise SpecError(f"cannot write to {out}: {error.strerror or error}") from error
 
 
-def _announce(console: Console, plan: Plan, todo: Sequence[Case], predictor: Predictor, out: Path) -> None:
-    """Say how many cells are planned and how long they should take, before anything is measured."""
-    predictions = [predictor.predict(case, plan.protocol) for case in todo]
-    recorded = len(plan.cases) - len(todo)
-    seconds = format_duration(predicted_seconds(plan, predictions))
-    line = f"{len(plan.cases)} cell{'' if len(plan.cases) == 1 else 's'} planned"
+def _announce(console: Console, plan: Plan, steps: Sequence[Step], hello: Hello, out: Path) -> None:
+    """Say what is planned, how long it should take and what is measured, before anything is."""
+    recorded = len(plan.cases) - len(steps)
+    cells = len({case.cell for case in plan.cases})
+    line = f"{cells} cell{'' if cells == 1 else 's'} planned"
+    line += f", in all {len(plan.cases)} cases" if len(plan.cases) > cells else ""
     line += f", {recorded} of them recorded already" if recorded else ""
-    line += f"; predicted {seconds} from FLOPs alone, corrected as cells finish"
+    line += f"; predicted {format_duration(scheduled_seconds(steps))} from FLOPs alone, corrected as cells finish"
     if plan.deadline is not None:
         line += f"; {format_duration(max(0.0, plan.deadline - time.monotonic()))} of the time budget left for them"
     console.print(line, highlight=False, soft_wrap=True)
+    replicates = plan.protocol.replicates
+    line = f"replicates: {replicates}{', each a pass over all cells in a fresh process' if replicates > 1 else ''}"
+    line += f"; energy: {_describe_energy(plan.energy, hello)}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"records go to {out}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_plan(console: Console, plan: Plan, predictor: Predictor) -> None:
+def _describe_energy(preset: EnergyPreset | None, hello: Hello) -> str:
+    if preset is None:
+        return "not measured, as asked for"
+    if hello.energy_source is None:
+        return f"not measured: {hello.no_energy_reason}"
+    return f"{preset.name} ({preset.trials} trials of {preset.window_seconds:g} s a cell), by {hello.energy_source}"
+
+
+def _print_plan(console: Console, plan: Plan, steps: Sequence[Step]) -> None:
+    by_case = {step.case: step for step in steps}
     for case in plan.cases:
-        prediction = predictor.predict(case, plan.protocol)
-        size = "" if prediction.peak_bytes is None else f", {format_bytes(prediction.peak_bytes)}"
-        line = f"{case.id}: {format_duration(prediction.seconds)}{size}"
+        step = by_case[case]
+        size = "" if step.prediction.peak_bytes is None else f", {format_bytes(step.prediction.peak_bytes)}"
+        seconds = step.share.seconds if step.share else step.prediction.seconds
+        skipped = "" if step.share else "; would be skipped"
+        line = f"{case.id}: {format_duration(seconds)}{size}{skipped}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
