@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep test check soak
+.PHONY: help sweep test check soak gpu
 
 help:  ## List the targets.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-8s %s\n", $$1, $$2 }'
@@ -30,3 +30,6 @@ check: $(READY)  ## Formatting, lint, types, import rules, then the tests.
 
 soak: $(READY)  ## The tests in their long versions.
 	$(BIN)/python -m pytest -m "not gpu"
+
+gpu: $(READY)  ## The tests that need an NVIDIA GPU, which should do nothing else meanwhile.
+	$(BIN)/python -m pytest -m gpu

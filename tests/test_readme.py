@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,21 @@ def test_the_mechanism_from_outside_is_measured(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "reports/mean/table.md").read_text()
     assert re.search(r"my\\_package\.attention:MeanAttention \| reference \| 32 .* ok \|", table)
+
+
+@pytest.mark.parametrize("line", [line for line in commands("infsa-bench") if not line.startswith("infsa-bench sweep")])
+def test_the_other_commands_of_the_readme_run(
+    line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the committed run in place of the user's own."""
+    (run,) = re.findall(r"<!-- run: (results/\S+) -->", README)
+    shutil.copytree(ROOT / run, tmp_path / "results" / "mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", shlex.split(line))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out
 
 
 def test_the_timm_example_runs() -> None:

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
-from sample_records import make_failure, make_measurement, make_record
+from sample_records import make_energy, make_failure, make_measurement, make_no_energy, make_record
 
-from infsa_bench.analyze.summary import summarize
+from infsa_bench.analyze.summary import SummaryRow, summarize
 from infsa_bench.record import FailureKind, Record
 from infsa_bench.report.figures import (
     COLOURS,
@@ -17,8 +18,10 @@ from infsa_bench.report.figures import (
     MARKERS,
     OTHER_COLOURS,
     STYLES,
+    render_energy_vs_resolution,
     render_latency_vs_resolution,
     style,
+    write_energy_vs_resolution,
     write_latency_vs_resolution,
 )
 from infsa_models.registry import MECHANISMS
@@ -34,13 +37,40 @@ FIXED = [
 ]
 
 
-def draw(records: Sequence[Record]) -> Figure:
+Render = Callable[[Sequence[SummaryRow]], Figure]
+
+
+def draw(records: Sequence[Record], render: Render = render_latency_vs_resolution) -> Figure:
     """Draw to the last pixel; a warning is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = render_latency_vs_resolution(summarize(records))
+        figure = render(summarize(records))
         figure.canvas.draw()
     return figure
+
+
+def bars(axes: Axes) -> list[tuple[float, float, float]]:
+    """The bars of intervals: resolution, lower end, upper end."""
+    ends = [
+        segment
+        for collection in axes.collections
+        if isinstance(collection, LineCollection)
+        for segment in collection.get_segments()
+    ]
+    return sorted((float(low[0]), float(low[1]), float(high[1])) for low, high in ends if low[0] == high[0])
+
+
+def hollow(axes: Axes) -> list[tuple[float, float]]:
+    """The points that are drawn hollow."""
+    collections = [item for item in axes.collections if isinstance(item, PathCollection)]
+    assert all((item.get_facecolor() == 1).all() for item in collections)
+    return sorted((float(x), float(y)) for item in collections for x, y in item.get_offsets())
+
+
+def legend_of(axes: Axes) -> list[str]:
+    legend = axes.get_legend()
+    assert legend is not None
+    return [text.get_text() for text in legend.get_texts()]
 
 
 def letters(axes: Axes) -> list[tuple[str, float, str]]:
@@ -76,17 +106,25 @@ def test_failures_stand_as_letters_at_their_resolution() -> None:
 
 
 def test_marks_stand_above_every_point() -> None:
+    """Of every mechanism a point at 1008 pixels, the highest of the panel, and a failure beside it."""
     records = [make_record(make_failure("timeout"), mechanism=name, resolution=1024) for name in MECHANISMS]
-    records += [
-        make_record(make_measurement([9.0]), mechanism=name, resolution=1024, replicate=1) for name in MECHANISMS
-    ]
+    records += [make_record(make_measurement([9.0]), mechanism=name, resolution=1008) for name in MECHANISMS]
     figure = draw([*records, make_record(make_measurement([0.001]), resolution=224)])
     (axes,) = figure.axes
-    highest = axes.transData.transform((1024, 9.0))[1]
+    highest = axes.transData.transform((1008, 9.0))[1]
     marks = [text for text in axes.texts if len(text.get_text()) == 1]
     assert len(marks) == len(MECHANISMS)
     assert min(mark.get_window_extent().y0 for mark in marks) > highest
     assert max(mark.get_window_extent().y1 for mark in marks) < axes.get_window_extent().y1
+
+
+def test_the_note_on_marks_and_the_title_do_not_meet() -> None:
+    figure = draw([*FIXED, *(make_record(make_failure(kind), resolution=16 + 16 * i) for i, kind in enumerate(KINDS))])
+    (axes,) = figure.axes
+    (note,) = (text for text in axes.texts if len(text.get_text()) > 1)
+    title = axes._left_title  # type: ignore[attr-defined]
+    assert note.get_window_extent().y1 <= title.get_window_extent().y0
+    assert note.get_window_extent().x1 <= figure.bbox.x1
 
 
 def test_no_marks_without_failures() -> None:
@@ -94,7 +132,10 @@ def test_no_marks_without_failures() -> None:
     assert list(axes.texts) == []
 
 
-@pytest.mark.parametrize("kind", ["oom", "host_oom", "timeout", "crash", "killed", "unsupported", "skipped", "error"])
+KINDS: tuple[FailureKind, ...] = ("oom", "host_oom", "timeout", "crash", "killed", "unsupported", "skipped", "error")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_failure_has_a_letter(kind: FailureKind) -> None:
     (axes,) = draw([make_record(make_failure(kind))]).axes
     assert [letter for letter, _, _ in letters(axes)] == [FAILURE_LETTERS[kind]]
@@ -171,3 +212,78 @@ def test_the_picture_is_a_png_file(tmp_path: Path) -> None:
     width, height = (int.from_bytes(content[start : start + 4]) for start in (16, 20))
     assert (width, height) == (1125, 780)
     assert len(content) > 10_000
+
+
+def test_intervals_are_bars() -> None:
+    records = [
+        make_record(make_measurement([0.010 + 0.001 * (3 * i % 8) for i in range(8)])),
+        make_record(make_measurement([0.1]), resolution=512),
+    ]
+    records += [make_record(make_measurement([0.2 * 1.01**i]), resolution=1024, replicate=i) for i in range(3)]
+    (axes,) = draw(records).axes
+    rows = summarize(records)
+    assert bars(axes) == [
+        (row.case.resolution, pytest.approx(row.latency_low_seconds), pytest.approx(row.latency_high_seconds))
+        for row in (rows[0], rows[2])
+    ]
+    assert len(axes.lines) == 1
+
+
+def test_launch_bound_points_are_hollow() -> None:
+    records = [
+        make_record(make_measurement([0.01], launch_bound=True)),
+        make_record(make_measurement([0.02], launch_bound=False), resolution=512),
+        make_record(make_measurement([0.04], launch_bound=None), resolution=1024),
+        make_record(make_measurement([0.03], launch_bound=True), mechanism="agent", resolution=512),
+    ]
+    (axes,) = draw(records).axes
+    assert hollow(axes) == [(224, 0.01), (512, 0.03)]
+    assert legend_of(axes) == ["softmax", "agent", "hollow: launch-bound"]
+    (axes,) = draw(records[1:3]).axes
+    assert hollow(axes) == []
+    assert legend_of(axes) == ["softmax"]
+
+
+ENERGY = [
+    make_record(make_measurement(energy=make_energy([600.0, 600.0], relative_bias=0.01))),
+    make_record(make_measurement(energy=make_energy([1200.0], doubts=("shared",))), resolution=512),
+    make_record(make_measurement(energy=make_no_energy()), resolution=1024),
+    make_record(make_failure("timeout"), resolution=2048),
+]
+
+
+def test_energy_over_resolution() -> None:
+    (axes,) = draw(ENERGY, render_energy_vs_resolution).axes
+    (line,) = axes.lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([224, 512], [3.0, 6.0])
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert axes.get_ylabel() == "energy (joules per image, mean)"
+    assert bars(axes) == [(224, pytest.approx(2.97), pytest.approx(3.03))]
+    assert hollow(axes) == [(512, 6.0)]
+    assert legend_of(axes) == ["softmax", "hollow: low confidence"]
+    assert [(letter, side) for letter, side, _ in letters(axes)] == [("N", 1024), ("T", 2048)]
+    notes = [text.get_text() for text in axes.texts if len(text.get_text()) > 1]
+    assert notes == ["no number: N = energy not measured, T = timeout"]
+
+
+def test_energy_has_panels_for_blocks_that_have_energy() -> None:
+    records = [*ENERGY, make_record(phase="train"), make_record(make_measurement(energy=make_energy()), batch_size=8)]
+    titles = [axes.get_title(loc="left") for axes in draw(records, render_energy_vs_resolution).axes]
+    assert titles == ["4L-64H, infer, fp32, eager, batch 1", "4L-64H, infer, fp32, eager, batch 8"]
+
+
+def test_an_interval_of_energy_that_reaches_zero_can_be_drawn() -> None:
+    wild = make_energy([100.0, 1100.0])
+    (row,) = summarize([make_record(make_measurement(energy=wild))])
+    assert row.joules_per_image_low is not None
+    assert row.joules_per_image_low < 0
+    (axes,) = draw([make_record(make_measurement(energy=wild)), *ENERGY[1:]], render_energy_vs_resolution).axes
+    ((side, low, high),) = bars(axes)
+    assert (side, high) == (224, pytest.approx(row.joules_per_image_high))
+    assert 0 < low < 0.1 * 3.0
+
+
+def test_the_picture_of_energy_is_a_png_file(tmp_path: Path) -> None:
+    file = tmp_path / "figure.png"
+    write_energy_vs_resolution(summarize(ENERGY), file)
+    assert file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")

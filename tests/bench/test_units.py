@@ -8,6 +8,7 @@ from infsa_bench.report.units import (
     format_bytes,
     format_duration,
     format_interval_seconds,
+    format_joules,
     format_seconds,
     significant,
 )
@@ -54,6 +55,10 @@ def test_seconds_that_round_up_to_the_next_digit(seconds: float, text: str) -> N
         (0.9, 1.1, "0.900 .. 1.10 s"),
         (0, 2e-6, "0 .. 2.00 us"),
         (0.0005, 0.0123, "0.500 .. 12.3 ms"),
+        (0.012104, 0.012112, "12.10 .. 12.11 ms"),
+        (0.0121041, 0.0121048, "12.104 .. 12.105 ms"),
+        (0.01210411, 0.01210412, "12.1 .. 12.1 ms"),
+        (0.0121, 0.0121, "12.1 .. 12.1 ms"),
     ],
 )
 def test_an_interval_has_one_unit(low: float, high: float, text: str) -> None:
@@ -98,6 +103,37 @@ def test_durations(seconds: float, text: str) -> None:
 )
 def test_bytes(count: float, text: str) -> None:
     assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("joules", "half_width", "text"),
+    [
+        (1.2344, 0.0123, "1.234 ± 0.012 J"),
+        (1.2, 0.0123, "1.200 ± 0.012 J"),
+        (1.2344, 0.00996, "1.234 ± 0.010 J"),
+        (1.2344, 0.0996, "1.23 ± 0.10 J"),
+        (0.05, 0.0003, "0.05000 ± 0.00030 J"),
+        (12.3, 1.04, "12.3 ± 1.0 J"),
+        (12.3, 9.96, "12 ± 10 J"),
+        (40123.4, 456.7, "40120 ± 460 J"),
+        (12.3, 99.6, "10 ± 100 J"),
+        (-0.5, 1.25, "-0.5 ± 1.2 J"),
+        (1.2344, None, "1.23 J"),
+        (1.2344, 0.0, "1.23 J"),
+        (12345.6, None, "12346 J"),
+    ],
+)
+def test_joules(joules: float, half_width: float | None, text: str) -> None:
+    assert format_joules(joules, half_width) == text
+
+
+@settings(deadline=None)
+@given(st.floats(min_value=1e-6, max_value=1e9), st.floats(min_value=1e-9, max_value=0.5))
+def test_joules_are_rounded_far_below_their_uncertainty(joules: float, relative: float) -> None:
+    half_width = joules * relative
+    value, uncertainty = (float(part) for part in format_joules(joules, half_width).removesuffix(" J").split(" ± "))
+    assert uncertainty == pytest.approx(half_width, rel=0.051)
+    assert abs(value - joules) <= 0.051 * half_width * (1 + 1e-6)
 
 
 @pytest.mark.parametrize(

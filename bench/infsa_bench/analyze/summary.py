@@ -1,90 +1,231 @@
-"""Records to summary rows: medians, intervals, throughput. Pure functions; nothing is measured here."""
+"""Records to summary rows: medians, intervals, throughput, energy. Pure functions; nothing is measured here."""
 
 from __future__ import annotations
 
+import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from scipy import stats
+import numpy as np
 
-from infsa_bench.record import Failure, FailureKind, Measurement, Record
+from infsa_bench.analyze.energy import pool_energy
+from infsa_bench.intervals import effective_samples, lag1_autocorrelation, mean_half_width, median_interval
+from infsa_bench.record import EnergyScope, EnergySource, EnergyStatus, Failure, FailureKind, Measurement, Record
 from infsa_bench.spec import Case
 from infsa_models.cost import vit_cost
 
-CONFIDENCE = 0.95
+IntervalKind = Literal["within_process", "between_processes"]
+
+MIN_PROCESSES = 3
+"""Processes from which on their medians have an interval."""
+
+MIN_P99_SAMPLES = 100
+LATENCY_THROUGHPUT_GAP = 0.05
+"""Relative difference of latency and time per iteration above which a row is flagged: waiting for the host, mostly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SummaryRow:
-    """One case as tables and figures show it. Quantities of a failed case are None, never zero.
+    """One cell as tables and figures show it, its replicates pooled. What there is no number for is None, never zero.
 
     Attributes:
-        status: ``ok``, or the kind of failure.
+        case: that of replicate 0, whichever were recorded.
+        status: ``ok`` where any replicate ran, else the most frequent kind of failure.
         reason: why, for a failure; otherwise empty.
-        latency_seconds: median host time of one iteration of one batch.
-        latency_low_seconds: lower end of the 95 % interval of that median, within this one process; None below 6
-            samples, which have none.
+        processes: replicates that ran, one process each: those that the numbers come from.
+        latency_seconds: median over processes of each one's median host time of one batch.
+        latency_low_seconds: lower end of its 95 % interval; None below 6 samples in one process, and for 2 processes.
         latency_high_seconds: its upper end.
-        timed_iterations: samples behind them.
-        gpu_seconds: median time between two CUDA events around the iteration; None on a CPU.
-        images_per_second: batch size over ``latency_seconds``: single batches, not a saturated queue.
+        latency_interval: ``within_process``: order statistics of the samples of the only process, where other
+            processes may differ by more; ``between_processes``: Student's t of the logarithms of the medians.
+        latency_min_seconds: smallest of all samples; the 5th, 95th and 99th percentiles are theirs, too.
+        timed_iterations: number of these samples.
+        lag1_autocorrelation: of a process's latencies, median over processes.
+        effective_samples: as many independent latencies would know as much, all processes together.
+        gpu_seconds: median of the processes' medians; None on a CPU.
+        seconds_per_iteration: the same, of the time a batch with the queue kept full.
+        graph_seconds_per_iteration: the same, replayed as a CUDA graph; None where there was none.
+        launch_bound: whether that was so in any process; None where no process knows.
+        images_per_second: batch size over ``seconds_per_iteration``, never over latency.
         base_parameters: of the same model at 224 x 224, as papers report them, by formula; None without formulas.
         parameters: as built for this resolution.
         model_bytes: as in Measurement.
-        peak_memory_bytes: as in Measurement.
-        flags: as in Measurement.
+        peak_memory_bytes: largest of the processes; so are the other two.
+        energy_status: None for a failed cell; this and all below as in EnergySummary, J/image with its 95 % interval.
+        power_limit_watts: highest that held before timing; flagged if it changed.
+        flags: those of all replicates; then what follows from the numbers: ``launch_bound``,
+            ``latency_throughput_gap``, ``power_limit_changed``, and e.g. ``oom_in_1_of_3``.
     """
 
     case: Case
     environment: str
     status: FailureKind | str
     reason: str
+    processes: int | None = None
     latency_seconds: float | None = None
     latency_low_seconds: float | None = None
     latency_high_seconds: float | None = None
+    latency_interval: IntervalKind | None = None
+    latency_min_seconds: float | None = None
+    latency_p5_seconds: float | None = None
+    latency_p95_seconds: float | None = None
+    latency_p99_seconds: float | None = None
     timed_iterations: int | None = None
+    lag1_autocorrelation: float | None = None
+    effective_samples: float | None = None
     gpu_seconds: float | None = None
+    seconds_per_iteration: float | None = None
+    graph_seconds_per_iteration: float | None = None
+    launch_bound: bool | None = None
     images_per_second: float | None = None
     base_parameters: int | None = None
     parameters: int | None = None
     model_bytes: int | None = None
     peak_memory_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    nvml_process_bytes: int | None = None
+    energy_status: EnergyStatus | None = None
+    energy_reason: str | None = None
+    energy_detail: str | None = None
+    energy_source: EnergySource | None = None
+    energy_scope: EnergyScope | None = None
+    energy_preset: str | None = None
+    energy_trials: int | None = None
+    joules_per_image: float | None = None
+    joules_per_image_low: float | None = None
+    joules_per_image_high: float | None = None
+    net_joules_per_image: float | None = None
+    average_power_watts: float | None = None
+    idle_power_watts: float | None = None
+    power_limit_watts: float | None = None
+    power_capped_fraction: float | None = None
+    window_images_per_second: float | None = None
     flags: tuple[str, ...] = ()
 
 
 def summarize(records: Iterable[Record]) -> list[SummaryRow]:
-    """Return one row a record, ordered by config, phase, batch size, resolution, and then as the records come."""
-    rows = [_row(record) for record in records]
+    """Return one row a cell, ordered by config, phase, batch size, resolution, and then as the records come.
+
+    Replicates are pooled; records of one cell from two environments are not comparable and stay two rows.
+    """
+    cells: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        cells.setdefault((record.case.cell, record.environment), []).append(record)
+    rows = [_row(replicates) for replicates in cells.values()]
     return sorted(rows, key=lambda row: (row.case.config, row.case.phase, row.case.batch_size, row.case.resolution))
 
 
-def _row(record: Record) -> SummaryRow:
-    match record.outcome:
-        case Failure() as failure:
-            return SummaryRow(
-                case=record.case, environment=record.environment, status=failure.kind, reason=failure.message
-            )
-        case Measurement() as measurement:
-            median = statistics.median(measurement.latencies_seconds)
-            interval = median_interval(measurement.latencies_seconds)
-            return SummaryRow(
-                case=record.case,
-                environment=record.environment,
-                status="ok",
-                reason="",
-                latency_seconds=median,
-                latency_low_seconds=interval[0] if interval else None,
-                latency_high_seconds=interval[1] if interval else None,
-                timed_iterations=len(measurement.latencies_seconds),
-                gpu_seconds=statistics.median(measurement.gpu_seconds) if measurement.gpu_seconds else None,
-                images_per_second=record.case.batch_size / median,
-                base_parameters=_base_parameters(record.case),
-                parameters=measurement.parameters,
-                model_bytes=measurement.model_bytes,
-                peak_memory_bytes=measurement.peak_memory_bytes,
-                flags=measurement.flags,
-            )
+def _row(records: Sequence[Record]) -> SummaryRow:
+    case, environment = replace(records[0].case, replicate=0), records[0].environment
+    measured = [record.outcome for record in records if isinstance(record.outcome, Measurement)]
+    failures = [record.outcome for record in records if isinstance(record.outcome, Failure)]
+    # The first of those that are equally frequent: counters keep the order of arrival.
+    kinds = Counter(failure.kind for failure in failures).most_common()
+    if not measured:
+        kind = kinds[0][0]
+        reason = next(failure.message for failure in failures if failure.kind == kind)
+        return SummaryRow(case=case, environment=environment, status=kind, reason=reason)
+    latency = _median_of_medians([item.latencies_seconds for item in measured])
+    seconds_per_iteration = _median_of_medians([item.seconds_per_iteration for item in measured])
+    assert latency is not None
+    assert seconds_per_iteration is not None
+    low, high, interval = _latency_interval([item.latencies_seconds for item in measured], latency)
+    pooled = np.array([seconds for item in measured for seconds in item.latencies_seconds])
+    energy = pool_energy([item.energy for item in measured], case.batch_size)
+    known = [item.launch_bound for item in measured if item.launch_bound is not None]
+    derived = {
+        "launch_bound": any(known),
+        "latency_throughput_gap": abs(latency / seconds_per_iteration - 1) > LATENCY_THROUGHPUT_GAP,
+        "power_limit_changed": len(_power_limits(measured)) > 1,
+    }
+    flags = [flag for item in measured for flag in item.flags]
+    flags += [flag for flag, holds in derived.items() if holds]
+    flags += [f"{kind}_in_{count}_of_{len(records)}" for kind, count in kinds]
+    return SummaryRow(
+        case=case,
+        environment=environment,
+        status="ok",
+        reason="",
+        processes=len(measured),
+        latency_seconds=latency,
+        latency_low_seconds=low,
+        latency_high_seconds=high,
+        latency_interval=interval,
+        latency_min_seconds=float(pooled.min()),
+        latency_p5_seconds=float(np.percentile(pooled, 5)),
+        latency_p95_seconds=float(np.percentile(pooled, 95)),
+        latency_p99_seconds=float(np.percentile(pooled, 99)) if len(pooled) >= MIN_P99_SAMPLES else None,
+        timed_iterations=len(pooled),
+        lag1_autocorrelation=statistics.median(lag1_autocorrelation(item.latencies_seconds) for item in measured),
+        effective_samples=sum(effective_samples(item.latencies_seconds) for item in measured),
+        gpu_seconds=_median_of_medians([item.gpu_seconds for item in measured]),
+        seconds_per_iteration=seconds_per_iteration,
+        graph_seconds_per_iteration=_median_of_medians([item.graph_seconds_per_iteration for item in measured]),
+        launch_bound=any(known) if known else None,
+        images_per_second=case.batch_size / seconds_per_iteration,
+        base_parameters=_base_parameters(case),
+        parameters=measured[0].parameters,
+        model_bytes=measured[0].model_bytes,
+        peak_memory_bytes=_largest(item.peak_memory_bytes for item in measured),
+        peak_reserved_bytes=_largest(item.peak_reserved_bytes for item in measured),
+        nvml_process_bytes=_largest(item.nvml_process_bytes for item in measured),
+        energy_status=energy.status,
+        energy_reason=energy.reason,
+        energy_detail=energy.detail,
+        energy_source=energy.source,
+        energy_scope=energy.scope,
+        energy_preset=energy.preset,
+        energy_trials=energy.trials,
+        joules_per_image=energy.joules_per_image,
+        joules_per_image_low=energy.low_joules,
+        joules_per_image_high=energy.high_joules,
+        net_joules_per_image=energy.net_joules_per_image,
+        average_power_watts=energy.average_power_watts,
+        idle_power_watts=energy.idle_power_watts,
+        power_limit_watts=max(_power_limits(measured), default=None),
+        power_capped_fraction=energy.power_capped_fraction,
+        window_images_per_second=energy.window_images_per_second,
+        flags=tuple(dict.fromkeys(flags)),
+    )
+
+
+def _median_of_medians(samples_of_processes: Sequence[Sequence[float]]) -> float | None:
+    medians = [statistics.median(samples) for samples in samples_of_processes if samples]
+    return statistics.median(medians) if medians else None
+
+
+def _latency_interval(
+    samples_of_processes: Sequence[Sequence[float]], latency: float
+) -> tuple[float | None, float | None, IntervalKind | None]:
+    """Return both ends of the 95 % interval of ``latency`` and what kind it is."""
+    kind: IntervalKind
+    if len(samples_of_processes) == 1:
+        found = median_interval(samples_of_processes[0])
+        if found is None:
+            return None, None, None
+        low, high, kind = found.low, found.high, "within_process"
+    elif len(samples_of_processes) < MIN_PROCESSES:
+        return None, None, None
+    else:
+        logs = [math.log(statistics.median(samples)) for samples in samples_of_processes]
+        centre, half_width = statistics.fmean(logs), mean_half_width(logs)
+        assert half_width is not None
+        low, high, kind = math.exp(centre - half_width), math.exp(centre + half_width), "between_processes"
+    # Neither interval is built around this very number: not from blocks, which leave the last samples out, nor from
+    # logarithms, whose mean is not their median. One that did not hold it would only confuse.
+    return min(low, latency), max(high, latency), kind
+
+
+def _power_limits(measured: Iterable[Measurement]) -> set[float]:
+    states = [item.state_before for item in measured]
+    return {state.power_limit_watts for state in states if state is not None and state.power_limit_watts is not None}
+
+
+def _largest(sizes: Iterable[int | None]) -> int | None:
+    return max((size for size in sizes if size is not None), default=None)
 
 
 def _base_parameters(case: Case) -> int | None:
@@ -92,18 +233,3 @@ def _base_parameters(case: Case) -> int | None:
         return vit_cost(case.mechanism, case.config, 224, implementation=case.implementation).base_parameters
     except KeyError:
         return None
-
-
-def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
-    """Return the order-statistic 95 % interval of the median, or None where the samples are too few (below 6).
-
-    The largest rank l with ``1 - 2 P(X <= l - 1) >= 0.95``, X binomial(n, 1/2): the interval runs from the l-th
-    smallest to the l-th largest sample. It assumes independent samples, not a distribution.
-    """
-    count = len(samples)
-    # ppf gives the smallest k with P(X <= k) >= 0.025, so k is the largest l with P(X <= l - 1) < 0.025.
-    rank = int(stats.binom.ppf((1 - CONFIDENCE) / 2, count, 0.5))
-    if rank < 1:
-        return None
-    ordered = sorted(samples)
-    return ordered[rank - 1], ordered[count - rank]

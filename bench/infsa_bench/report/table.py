@@ -12,8 +12,14 @@ from rich.text import Text
 
 from infsa_bench.analyze.summary import SummaryRow
 from infsa_bench.errors import SpecError
-from infsa_bench.record import Environment
-from infsa_bench.report.units import format_bytes, format_interval_seconds, format_seconds, significant
+from infsa_bench.report.describe import describe_run, energy_remarks
+from infsa_bench.report.units import (
+    format_bytes,
+    format_interval_seconds,
+    format_joules,
+    format_seconds,
+    significant,
+)
 from infsa_bench.spec import Case, resolve_mechanisms
 from infsa_bench.store import Run
 from infsa_models.registry import Mechanism
@@ -25,7 +31,10 @@ COLUMNS = (
     "tokens",
     "latency",
     "95 % interval",
+    "processes",
     "images/s",
+    "J/image",
+    "W",
     "peak memory",
     "parameters at 224",
     "parameters",
@@ -38,10 +47,25 @@ TERMINAL_COLUMNS = {
     "latency": "latency",
     "95 % interval": "95 % interval",
     "images/s": "images/s",
+    "J/image": "J/image",
     "peak memory": "memory",
     "status": "status",
 }
 RIGHT_ALIGNED = frozenset(COLUMNS) - {"mechanism", "implementation", "status"}
+MIN_SAMPLES = 6
+"""Fewer samples than these have no 95 % interval of their median, however independent they are."""
+
+WHOLE_NUMBERS = (
+    "processes",
+    "timed_iterations",
+    "base_parameters",
+    "parameters",
+    "model_bytes",
+    "peak_memory_bytes",
+    "peak_reserved_bytes",
+    "nvml_process_bytes",
+    "energy_trials",
+)
 
 
 def render_markdown(run: Run, rows: Sequence[SummaryRow]) -> str:
@@ -53,10 +77,13 @@ def render_markdown(run: Run, rows: Sequence[SummaryRow]) -> str:
         lines.append("| " + " | ".join(COLUMNS) + " |")
         lines.append("|" + "|".join("---:" if column in RIGHT_ALIGNED else "---" for column in COLUMNS) + "|")
         lines += ["| " + " | ".join(_escape(cell) for cell in _cells(row)) + " |" for row in block]
-    reasons = _reasons(rows)
-    if reasons:
-        lines += ["", "## Cells without a number", ""]
-        lines += [f"- {_escape(reason)}" for reason in reasons]
+    for heading, remarks in (
+        ("Cells without a number", _reasons(rows)),
+        ("Energy that is not measured, or of low confidence", energy_remarks(rows)),
+    ):
+        if remarks:
+            lines += ["", f"## {heading}", ""]
+            lines += [f"- {_escape(remark)}" for remark in remarks]
     lines += ["", "## How `reference` departs from the published code", ""]
     for name, mechanism in _mechanisms(rows).items():
         departures = "; ".join(mechanism.departures) or "no departure"
@@ -65,23 +92,33 @@ def render_markdown(run: Run, rows: Sequence[SummaryRow]) -> str:
 
 
 def render_csv(rows: Sequence[SummaryRow]) -> str:
-    """Return one line a case, SI units in the column names; quantities of a failed case are empty, never zero."""
+    """Return one line a cell, SI units in the column names; what there is no number for is empty, never zero."""
     return _frame(rows).to_csv(index=False)
 
 
 def render_terminal(title: str, rows: Sequence[SummaryRow]) -> Table:
-    """Return one block as a table that fits a terminal of 80 columns: what is compared, not all that is known."""
+    """Return one block as a table that fits a terminal of 80 columns: what is compared, not all that is known.
+
+    Energy has no column where no row has any; where it has one beside the implementation, the interval gives way.
+    """
     # Text, not str: names come from files, and rich would read brackets in them as markup.
     table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    implementations = {row.case.implementation for row in rows}
-    columns = [column for column in TERMINAL_COLUMNS if column != "implementation" or len(implementations) > 1]
+    left_out = set()
+    if len({row.case.implementation for row in rows}) < 2:
+        left_out.add("implementation")
+    if all(row.joules_per_image is None for row in rows):
+        left_out.add("J/image")
+    if not left_out:
+        left_out.add("95 % interval")
+    columns = [column for column in TERMINAL_COLUMNS if column not in left_out]
     for column in columns:
         justify: JustifyMethod = "right" if column in RIGHT_ALIGNED else "left"
         table.add_column(TERMINAL_COLUMNS[column], justify=justify, overflow="fold")
     for row in rows:
         cells = dict(zip(COLUMNS, _cells(row), strict=True))
-        # The flags themselves would not fit; they stand below the table.
+        # Flags, reasons and uncertainties would not fit; they stand below the table and in the report.
         cells["status"] = row.status + ("*" if row.flags else "")
+        cells["J/image"] = _energy(row, short=True)
         table.add_row(*(Text(cells[column]) for column in columns))
     return table
 
@@ -97,57 +134,27 @@ def blocks(rows: Sequence[SummaryRow]) -> list[tuple[str, list[SummaryRow]]]:
     return list(grouped.items())
 
 
-def describe_run(run: Run, rows: Sequence[SummaryRow]) -> list[str]:
-    """Return what a reader must know before the numbers, a line each."""
-    settings, protocol = run.manifest.settings, run.manifest.settings.protocol
-    lines = [f"Environment {key}: {describe_environment(found)}" for key, found in run.manifest.environments.items()]
-    counts = f"up to {protocol.warmup_iterations} warm-up and {protocol.timed_iterations} timed iterations"
-    lines.append(f"Protocol {protocol.name}: {counts}, seed {settings.seed}")
-    measured = sum(row.status == "ok" for row in rows)
-    lines.append(f"{len(run.manifest.plan)} cells planned, {len(rows)} recorded, {measured} measured")
-    lines.append(
-        "Latency: median host time of one batch, from the call until the device is done; images/s: batch over latency"
-    )
-    lines.append("Interval: 95 % of the median within one process; a repeated run may differ by more")
-    lines.append("Energy: not measured (this version has no meter)")
-    return lines
-
-
-def describe_environment(environment: Environment) -> str:
-    """Return one line: device, memory, versions, commit."""
-    parts = [f"{environment.device} ({environment.device_name}, {format_bytes(environment.device_memory_bytes)})"]
-    if environment.device_type == "cpu":
-        parts.append(f"{environment.torch_threads} threads")
-    else:
-        parts.append(f"driver {environment.driver_version or 'unknown'}, CUDA {environment.cuda_version}")
-    parts.append(f"torch {environment.torch_version}, timm {environment.timm_version}")
-    commit = environment.git_commit[:12] if environment.git_commit else "unknown"
-    parts.append(f"infsa-bench {environment.infsa_bench_version}, commit {commit}")
-    if environment.git_dirty:
-        parts[-1] += " with uncommitted changes"
-    return "; ".join(parts)
-
-
 def _frame(rows: Sequence[SummaryRow]) -> pd.DataFrame:
-    case_fields = [field.name for field in dataclasses.fields(Case) if field.name != "options"]
+    case_fields = [field.name for field in dataclasses.fields(Case) if field.name not in ("options", "replicate")]
     row_fields = [field.name for field in dataclasses.fields(SummaryRow) if field.name not in ("case", "flags")]
-    whole_numbers = ("timed_iterations", "base_parameters", "parameters", "model_bytes", "peak_memory_bytes")
     records = [
         {"cell": row.case.cell}
         | {name: getattr(row.case, name) for name in case_fields}
         | {"options": ",".join(f"{key}={value}" for key, value in row.case.options), "tokens": row.case.tokens}
         | {name: getattr(row, name) for name in row_fields}
-        | {"reason": " ".join(row.reason.split()), "flags": " ".join(row.flags)}
+        | {"reason": _one_line(row.reason), "energy_detail": _one_line(row.energy_detail), "flags": " ".join(row.flags)}
         for row in rows
     ]
     columns = ["cell", *case_fields, "options", "tokens", *row_fields, "flags"]
     # Nullable integers: a column with a failed cell would turn into floats otherwise.
-    return pd.DataFrame(records, columns=columns).astype(dict.fromkeys(whole_numbers, "Int64"))
+    return pd.DataFrame(records, columns=columns).astype(dict.fromkeys(WHOLE_NUMBERS, "Int64"))
+
+
+def _one_line(text: str | None) -> str | None:
+    return None if text is None else " ".join(text.split())
 
 
 def _cells(row: SummaryRow) -> list[str]:
-    low, high = row.latency_low_seconds, row.latency_high_seconds
-    few = f"n = {row.timed_iterations}" if row.timed_iterations else ""
     status = row.status if not row.flags else f"{row.status} ({', '.join(row.flags)})"
     return [
         row.case.mechanism,
@@ -155,13 +162,41 @@ def _cells(row: SummaryRow) -> list[str]:
         str(row.case.resolution),
         f"{row.case.tokens:,}",
         "" if row.latency_seconds is None else format_seconds(row.latency_seconds),
-        few if low is None or high is None else format_interval_seconds(low, high),
+        _interval(row),
+        "" if row.processes is None else str(row.processes),
         "" if row.images_per_second is None else significant(row.images_per_second),
+        _energy(row),
+        "" if row.average_power_watts is None else significant(row.average_power_watts),
         "" if row.peak_memory_bytes is None else format_bytes(row.peak_memory_bytes),
         "" if row.base_parameters is None else f"{row.base_parameters:,}",
         "" if row.parameters is None else f"{row.parameters:,}",
         status,
     ]
+
+
+def _interval(row: SummaryRow) -> str:
+    """The interval of the latency, or why there is none."""
+    if row.latency_low_seconds is not None and row.latency_high_seconds is not None:
+        return format_interval_seconds(row.latency_low_seconds, row.latency_high_seconds)
+    if row.processes is None or row.timed_iterations is None:
+        return ""
+    if row.processes > 1:
+        return f"{row.processes} processes"
+    return f"n = {row.timed_iterations}" if row.timed_iterations < MIN_SAMPLES else "correlated"
+
+
+def _energy(row: SummaryRow, *, short: bool = False) -> str:
+    """The energy of an image, marked where it is of low confidence; ``short`` leaves out how sure it is and why."""
+    if row.energy_status is None:
+        return ""
+    if row.joules_per_image is None:
+        return "-" if short else f"not measured ({row.energy_reason})"
+    high = row.joules_per_image_high
+    half_width = None if short or high is None else high - row.joules_per_image
+    text = format_joules(row.joules_per_image, half_width)
+    if row.energy_status == "measured":
+        return text
+    return f"~{text}" if short else f"~{text} ({row.energy_reason})"
 
 
 def _reasons(rows: Iterable[SummaryRow]) -> list[str]:

@@ -12,8 +12,12 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_interval_seconds(low: float, high: float) -> str:
-    """Return an interval of times in one unit, e.g. ``12.1 .. 12.9 ms``."""
+    """Return an interval of times in one unit, e.g. ``12.1 .. 12.9 ms``, with as many digits as tell its ends apart."""
     unit, size = _time_unit(high)
+    for digits in (3, 4, 5):
+        ends = [significant(end / size, digits) for end in (low, high)]
+        if ends[0] != ends[1]:
+            return f"{' .. '.join(ends)} {unit}"
     return f"{significant(low / size)} .. {significant(high / size)} {unit}"
 
 
@@ -41,10 +45,26 @@ def format_bytes(count: float) -> str:
     return f"{count:.0f} B"
 
 
+def format_joules(joules: float, half_width: float | None) -> str:
+    """Return an energy and how far it may be off, that with two significant digits, e.g. ``1.234 ± 0.012 J``.
+
+    Three significant digits where the latter is unknown.
+    """
+    if not half_width:
+        return f"{significant(joules)} J"
+    places = 1 - _exponent(half_width, digits=2)
+    value, uncertainty = (f"{round(number, places):.{max(0, places)}f}" for number in (joules, half_width))
+    return f"{value} ± {uncertainty} J"
+
+
 def significant(value: float, digits: int = 3) -> str:
     """Return ``value`` with that many significant digits, never in scientific notation."""
     if value == 0:
         return "0"
-    # The exponent after rounding: 9.996 has three significant digits as 10.0.
-    places = max(0, digits - 1 - int(f"{value:.{digits - 1}e}".partition("e")[2]))
+    places = max(0, digits - 1 - _exponent(value, digits))
     return f"{value:.{places}f}"
+
+
+def _exponent(value: float, digits: int) -> int:
+    """Return the power of ten of the first digit after rounding: 9.996 has three significant digits as 10.0."""
+    return int(f"{value:.{digits - 1}e}".partition("e")[2])
