@@ -94,7 +94,9 @@ def test_what_the_times_are_is_said_in_every_report() -> None:
     assert "Latency: median host time of one batch" in text
     assert "images/s: batch size over the time a batch with the queue kept full" in text
     assert "not over latency" in text
-    assert "GPU time (gpu_seconds in the CSV)" in text
+    assert "GPU time" not in text
+    on_gpu = described([make_record(make_measurement(gpu_seconds=(0.010,)))])
+    assert "GPU time (gpu_seconds in the CSV): what the device itself takes for a batch, launches left out" in on_gpu
     assert "another process may differ by more" in text
     assert "launch_bound" not in text
 

@@ -118,7 +118,6 @@ MARKDOWN = r"""# example
 - 4 cells planned, 4 recorded, 2 measured
 - Latency: median host time of one batch, from the call until the device is done, nothing queued before it
 - images/s: batch size over the time a batch with the queue kept full (seconds\_per\_iteration), not over latency
-- GPU time (gpu\_seconds in the CSV): what the device itself takes for a batch, without waiting for launches
 - 95 % interval of the latency: of 1 process, from order statistics of its samples (n: too few; correlated: too few of them independent), and another process may differ by more; from 3 processes on, Student's t of their medians; of 2, none
 - Energy: not measured: rapl\_absent: this machine has no counter of its processor's energy
 
@@ -149,8 +148,8 @@ MARKDOWN_WITH_ENERGY = r"""# example
 - 4 cells planned, 4 recorded, 3 measured
 - Latency: median host time of one batch, from the call until the device is done, nothing queued before it
 - images/s: batch size over the time a batch with the queue kept full (seconds\_per\_iteration), not over latency
-- GPU time (gpu\_seconds in the CSV): what the device itself takes for a batch, without waiting for launches
 - 95 % interval of the latency: of 1 process, from order statistics of its samples (n: too few; correlated: too few of them independent), and another process may differ by more; from 3 processes on, Student's t of their medians; of 2, none
+- GPU time (gpu\_seconds in the CSV): what the device itself takes for a batch, launches left out
 - launch\_bound: takes more than 1.1 times its CUDA graph, so the device waits for its launches
 - Energy: energy counter of NVML, the GPU board; preset quick: 3 trials a cell, each of 2 s or more; J/image: mean of the trials and half of its 95 % interval; W: average over the same windows; ~: low confidence; a board's sensor may be off by 5 % as a whole: in no interval, the same for all of its cells
 

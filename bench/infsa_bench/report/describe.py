@@ -44,11 +44,12 @@ def describe_run(run: Run, rows: Sequence[SummaryRow]) -> list[str]:
     lines += [
         "Latency: median host time of one batch, from the call until the device is done, nothing queued before it",
         "images/s: batch size over the time a batch with the queue kept full (seconds_per_iteration), not over latency",
-        "GPU time (gpu_seconds in the CSV): what the device itself takes for a batch, without waiting for launches",
         "95 % interval of the latency: of 1 process, from order statistics of its samples (n: too few; correlated: too "
         f"few of them independent), and another process may differ by more; from {MIN_PROCESSES} processes on, "
         "Student's t of their medians; of 2, none",
     ]
+    if any(row.gpu_seconds is not None for row in rows):
+        lines.append("GPU time (gpu_seconds in the CSV): what the device itself takes for a batch, launches left out")
     if any(row.launch_bound for row in rows):
         lines.append("launch_bound: takes more than 1.1 times its CUDA graph, so the device waits for its launches")
     lines.append(_describe_energy(settings, rows))
