@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +25,7 @@ from infsa_bench.measure.energy.clock import MonotonicClock
 from infsa_bench.measure.energy.counter import NvmlCounter
 from infsa_bench.measure.energy.meter import EnergyMeter
 from infsa_bench.measure.energy.observing_process import ProcessObserver
+from infsa_bench.measure.energy.rapl import Rapl
 from infsa_bench.measure.memory import PeakMemory
 from infsa_bench.measure.nvml import Gpu
 from infsa_bench.protocol import PROTOCOLS, EnergyPreset
@@ -97,6 +103,48 @@ def test_energy_state_and_trace_of_a_case(on_fake_board: Instruments) -> None:
     assert "throttled" not in measurement.flags
     # What the worker sends is what the parent reads.
     assert decode(Measurement, encode(measurement)) == measurement
+
+
+@pytest.fixture
+def powercap(tmp_path: Path) -> Iterator[Path]:
+    """A package whose counter rises by 80 W in real time, as Linux shows it."""
+    zone = tmp_path / "powercap" / "intel-rapl:0"
+    zone.mkdir(parents=True)
+    (zone / "name").write_text("package-0\n")
+    (zone / "max_energy_range_uj").write_text("262143328850\n")
+    (zone / "energy_uj").write_text(f"{0:020d}\n")
+    over = threading.Event()
+
+    def rise() -> None:
+        begin = time.monotonic()
+        with (zone / "energy_uj").open("r+b", buffering=0) as counter:
+            while not over.wait(0.001):
+                # Of the same length always: a reader never sees half of it.
+                os.pwrite(counter.fileno(), f"{round(80e6 * (time.monotonic() - begin)):020d}".encode(), 0)
+
+    thread = threading.Thread(target=rise)
+    thread.start()
+    yield zone.parent
+    over.set()
+    thread.join()
+
+
+def test_energy_of_a_processor(powercap: Path) -> None:
+    clock = MonotonicClock()
+    meter = EnergyMeter([("rapl", Rapl(clock, powercap))], clock)
+    instruments = Instruments(
+        device=CPU, peak_memory=PeakMemory(CPU), gpu=None, meter=meter, energy_source="rapl", no_energy=None
+    )
+    calibration = dataclasses.replace(CALIBRATION, source="rapl", scope="package", period_seconds=0.001)
+    preset = EnergyPreset(name="brief", trials=2, window_seconds=0.5, segments=1)
+    finished = run_case(command(energy=preset, trials=2, calibration=calibration), instruments, lambda message: None)
+    measurement = finished.outcome
+    assert isinstance(measurement, Measurement)
+    summary = pool_energy([measurement.energy], batch_size=1)
+    assert (summary.source, summary.scope, summary.trials) == ("rapl", "package", 2)
+    assert summary.average_power_watts == pytest.approx(80.0, rel=0.03)
+    assert summary.joules_per_image == pytest.approx(80.0 / (summary.window_images_per_second or 0), rel=0.03)
+    assert finished.trace == ()
 
 
 def test_a_throttled_device_is_flagged(on_fake_board: Instruments, fake_nvml: FakeNvml) -> None:

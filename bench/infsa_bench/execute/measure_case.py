@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +13,7 @@ from infsa_bench.execute.instruments import Instruments
 from infsa_bench.execute.messages import RunCommand
 from infsa_bench.execute.modes import UnsupportedError, compiled_graphs
 from infsa_bench.execute.workload import build_workload
-from infsa_bench.measure.energy.meter import Watch, not_measured
+from infsa_bench.measure.energy.meter import MeterResult, not_measured
 from infsa_bench.measure.latency import (
     GRAPH_TWIN_BELOW_SECONDS,
     LAUNCH_BOUND_RATIO,
@@ -27,10 +25,9 @@ from infsa_bench.measure.latency import (
     warm_up,
 )
 from infsa_bench.measure.nvml import THROTTLE_REASONS
+from infsa_bench.measure.stopwatch import Stopwatch
 from infsa_bench.protocol import Protocol, energy_seconds
 from infsa_bench.record import GpuState, Measurement, Stage, TracePoint
-
-Result = TypeVar("Result")
 
 WARMUP_SHARE = 0.25
 """Share of a limited time that warming up may take."""
@@ -43,7 +40,7 @@ def measure_case(
 ) -> tuple[Measurement, tuple[TracePoint, ...]]:
     """Build, warm up, time, watch the energy of one case; return it with its power trace."""
     case, protocol, device = command.case, command.protocol, instruments.device
-    stages = _Stopwatch()
+    stopwatch = Stopwatch()
     no_energy = instruments.no_energy
     meter = instruments.meter if command.energy is not None else None
     if command.energy is None:
@@ -52,24 +49,26 @@ def measure_case(
         # Before anything is built: the device is idle now.
         reach("energy")
         try:
-            stages.timed("idle", meter.calibrate)
+            with stopwatch.stage("idle"):
+                meter.calibrate()
         except MeterUnavailableError as error:
             meter, no_energy = None, error
     reach("build")
-    workload = stages.timed("build", lambda: build_workload(case, device))
-    synchronize(device)
+    with stopwatch.stage("build"):
+        workload = build_workload(case, device)
+        synchronize(device)
     reach("warm-up")
     limit = command.limit_seconds
     warmup_limit = None if limit is None else limit * WARMUP_SHARE
-    warmup_seconds = stages.timed(
-        "warm-up", lambda: warm_up(workload.call, protocol, device, limit_seconds=warmup_limit)
-    )
+    with stopwatch.stage("warm-up"):
+        warmup_seconds = warm_up(workload.call, protocol, device, limit_seconds=warmup_limit)
     reach("timing")
     state_before = instruments.gpu.state() if instruments.gpu else None
     compiled_before = compiled_graphs()
     instruments.peak_memory.reset()
     left = None if limit is None else max(0.0, limit - sum(warmup_seconds))
-    timings = stages.timed("latency", lambda: time_case(workload.call, protocol, device, limit_seconds=left))
+    with stopwatch.stage("latency"):
+        timings = time_case(workload.call, protocol, device, limit_seconds=left)
     peak = instruments.peak_memory.read()
     is_recompiled = compiled_graphs() != compiled_before
     process_bytes = instruments.gpu.process_bytes() if instruments.gpu else None
@@ -77,20 +76,20 @@ def measure_case(
     reach("energy")
     if meter is None:
         assert no_energy is not None
-        watch = Watch(reading=not_measured(no_energy), trace=(), stage_seconds={})
+        metered = MeterResult(reading=not_measured(no_energy), trace=(), stage_seconds={})
     else:
         assert command.energy is not None
         iteration_seconds = statistics.median(timings.seconds_per_iteration)
         load = instruments.load(workload.call, iteration_seconds)
         # Under a time budget: as long as was planned for it, no extra trials.
         planned_seconds = None if limit is None else energy_seconds(command.energy, command.trials, iteration_seconds)
-        watch = meter.read(load, iteration_seconds, command.energy, command.trials, limit_seconds=planned_seconds)
+        metered = meter.read(load, iteration_seconds, command.energy, command.trials, limit_seconds=planned_seconds)
     # Last: a capture that fails may leave the device in a state that no number should come from.
     graph_seconds: tuple[float, ...] = ()
     is_graph_failed = False
     if workload.graph_twin is not None and statistics.median(timings.gpu_seconds) < GRAPH_TWIN_BELOW_SECONDS:
-        twin = workload.graph_twin
-        graph_seconds, is_graph_failed = stages.timed("graph", lambda: _time_graph(twin, protocol, device))
+        with stopwatch.stage("graph"):
+            graph_seconds, is_graph_failed = _time_graph(workload.graph_twin, protocol, device)
     flags = {
         "time_limited": timings.time_limited,
         "not_converged": timings.converged is False,
@@ -114,26 +113,13 @@ def measure_case(
         peak_reserved_bytes=peak.reserved_bytes,
         nvml_process_bytes=process_bytes,
         memory_source=peak.source,
-        energy=watch.reading,
+        energy=metered.reading,
         state_before=state_before,
         state_after=state_after,
-        stage_seconds=stages.seconds | watch.stage_seconds,
+        stage_seconds=stopwatch.seconds | metered.stage_seconds,
         flags=tuple(name for name, is_raised in flags.items() if is_raised),
     )
-    return measurement, watch.trace
-
-
-class _Stopwatch:
-    """Seconds spent on each stage of a case."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def timed(self, stage: str, work: Callable[[], Result]) -> Result:
-        begin = time.monotonic()
-        result = work()
-        self.seconds[stage] = time.monotonic() - begin
-        return result
+    return measurement, metered.trace
 
 
 def _time_graph(

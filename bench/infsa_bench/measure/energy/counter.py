@@ -12,7 +12,7 @@ from infsa_bench.measure.energy.clock import Clock
 from infsa_bench.measure.energy.load import Idle, Load, running
 from infsa_bench.measure.energy.observer import NEVER_NS, POLL_NS, Edge, Observer
 from infsa_bench.measure.energy.plan import WindowPlan, discarded_seconds
-from infsa_bench.measure.energy.trace import Watched, power_joules, rise_seconds
+from infsa_bench.measure.energy.trace import WatchedTrial, power_joules, rise_seconds
 from infsa_bench.measure.nvml import Gpu
 from infsa_bench.record import EnergyCalibration, EnergyWindow
 
@@ -113,7 +113,7 @@ class NvmlCounter:
             load.keep_busy(self._clock.now_ns() + round(seconds * 1e9))
             self._last_edge = self._edge_after(load, self._clock.now_ns(), calibration.period_seconds)
 
-    def watch(self, load: Load, plans: tuple[WindowPlan, ...], calibration: EnergyCalibration) -> Watched:
+    def watch(self, load: Load, plans: tuple[WindowPlan, ...], calibration: EnergyCalibration) -> WatchedTrial:
         """Return the windows of one trial, and what was sampled meanwhile; after :meth:`settle`.
 
         Raises:
@@ -125,7 +125,7 @@ class NvmlCounter:
         windows = tuple(
             replace(window, power_joules=power_joules(samples, first.ns, last.ns)) for window, first, last in spans
         )
-        return Watched(windows=windows, samples=samples)
+        return WatchedTrial(windows=windows, samples=samples)
 
     def watch_unaligned(self, load: Load, seconds: float, calibration: EnergyCalibration) -> EnergyWindow:
         """Return a window between two plain readings, wherever the counter's updates are: for cross-checks.

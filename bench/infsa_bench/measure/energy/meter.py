@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.intervals import mean_half_width
@@ -15,12 +15,11 @@ from infsa_bench.measure.energy.counter import SLOW_COUNTER_SECONDS, NvmlCounter
 from infsa_bench.measure.energy.load import Idle, Load
 from infsa_bench.measure.energy.observer import Observer, Sample
 from infsa_bench.measure.energy.plan import UNKNOWN_PERIOD_SECONDS, WindowPlan, plan_trial
-from infsa_bench.measure.energy.trace import Watched
+from infsa_bench.measure.energy.trace import WatchedTrial
 from infsa_bench.measure.nvml import THROTTLE_REASONS, Gpu
+from infsa_bench.measure.stopwatch import Stopwatch
 from infsa_bench.protocol import EnergyPreset, number_of_trials
 from infsa_bench.record import EnergyCalibration, EnergyReading, EnergyTrial, EnergyWindow, TracePoint
-
-Result = TypeVar("Result")
 
 SETTLE_SECONDS = 1.0
 SETTLE_PERIODS = 10
@@ -51,7 +50,7 @@ class Meter(Protocol):
     def settle(self, load: Load, seconds: float, calibration: EnergyCalibration) -> None:
         """Run the load until the device is warm."""
 
-    def watch(self, load: Load, plans: tuple[WindowPlan, ...], calibration: EnergyCalibration) -> Watched:
+    def watch(self, load: Load, plans: tuple[WindowPlan, ...], calibration: EnergyCalibration) -> WatchedTrial:
         """Return one trial."""
 
     def relative_bias(self, windows: tuple[EnergyWindow, ...]) -> float:
@@ -59,7 +58,7 @@ class Meter(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watch:
+class MeterResult:
     """A reading, the power trace behind it, and what the time went into, in seconds by name."""
 
     reading: EnergyReading
@@ -122,36 +121,47 @@ class EnergyMeter:
 
     def read(
         self, load: Load, iteration_seconds: float, preset: EnergyPreset, trials: int, *, limit_seconds: float | None
-    ) -> Watch:
+    ) -> MeterResult:
         """Return the energy of ``load``, whatever happens: a meter that fails is a reading with a reason."""
-        watching = _Watching(clock=self._clock, limit_seconds=limit_seconds)
+        stopwatch = Stopwatch(self._clock.now_ns)
+        samples: list[Sample] = []
         try:
-            reading = self._read(load, iteration_seconds, preset, trials, watching)
+            reading = self._read(load, iteration_seconds, preset, trials, limit_seconds, stopwatch, samples)
         except MeterUnavailableError as error:
             reading = not_measured(error)
-        return Watch(reading=reading, trace=watching.trace(), stage_seconds=watching.stage_seconds)
+        return MeterResult(reading=reading, trace=_trace(samples), stage_seconds=stopwatch.seconds)
 
     def _read(
-        self, load: Load, iteration_seconds: float, preset: EnergyPreset, trials: int, watching: _Watching
+        self,
+        load: Load,
+        iteration_seconds: float,
+        preset: EnergyPreset,
+        trials: int,
+        limit_seconds: float | None,
+        stopwatch: Stopwatch,
+        samples: list[Sample],
     ) -> EnergyReading:
         if self.calibration is None:
-            self.calibration = watching.timed("idle", self.calibrate)
+            with stopwatch.stage("idle"):
+                self.calibrate()
+        assert self.calibration is not None
+        meter = self._meters[self.calibration.source]
+        if self.calibration.source == "nvml_counter" and self.calibration.period_seconds is None:
+            with stopwatch.stage("probe"):
+                self.calibration = meter.calibrate_under_load(load, self.calibration)
         calibration = self.calibration
-        meter = self._meters[calibration.source]
-        if calibration.source == "nvml_counter" and calibration.period_seconds is None:
-            calibration = watching.timed("probe", lambda: meter.calibrate_under_load(load, calibration))
-            self.calibration = calibration
         period_seconds = calibration.period_seconds or UNKNOWN_PERIOD_SECONDS
-        settle_seconds = max(SETTLE_SECONDS, SETTLE_PERIODS * period_seconds)
-        watching.timed("settle", lambda: meter.settle(load, settle_seconds, calibration))
+        with stopwatch.stage("settle"):
+            meter.settle(load, max(SETTLE_SECONDS, SETTLE_PERIODS * period_seconds), calibration)
         count = number_of_trials(preset, trials, iteration_seconds)
         target, repeats = count, 0
         done: list[EnergyTrial] = []
         doubts = list(calibration.doubts)
         if period_seconds > SLOW_COUNTER_SECONDS:
             doubts.append("slow_counter")
+        first_ns = self._clock.now_ns()
         while len(done) < target:
-            if done and watching.is_over():
+            if done and limit_seconds is not None and stopwatch.elapsed_seconds() > limit_seconds:
                 doubts.append("time_limited")
                 break
             plans = plan_trial(
@@ -161,17 +171,18 @@ class EnergyMeter:
                 trial=len(done) % count,
                 trials=count,
             )
-            begin_ns = self._clock.now_ns()
-            watched = watching.timed("window", lambda plans=plans: meter.watch(load, plans, calibration))  # type: ignore[misc]
-            done.append(_trial(watched, watching.seconds_since_first(begin_ns)))
-            watching.samples.extend(watched.samples)
+            begin_seconds = (self._clock.now_ns() - first_ns) / 1e9
+            with stopwatch.stage("window"):
+                watched = meter.watch(load, plans, calibration)
+            done.append(_trial(watched, begin_seconds))
+            samples.extend(watched.samples)
             if done[-1].throttle_reasons and repeats < MAX_THROTTLED_REPEATS:
                 repeats += 1
                 target += 1
             if len(done) == count + repeats == target and not _is_settled(done) and count >= LEAST_TRIALS_TO_EXTEND:
                 target += count
         windows = tuple(window for trial in done for window in trial.windows)
-        doubts += self._doubts(done, watching.samples, meter)
+        doubts += self._doubts(done, samples, meter)
         doubts = list(dict.fromkeys(doubts))
         return EnergyReading(
             status="measured_low_confidence" if doubts else "measured",
@@ -253,49 +264,6 @@ class EnergyMeter:
         return [name for name, is_so in found.items() if is_so]
 
 
-class _Watching:
-    """Bookkeeping of one measurement: time spent, time left, samples."""
-
-    def __init__(self, *, clock: Clock, limit_seconds: float | None) -> None:
-        self._clock = clock
-        self._begin_ns = clock.now_ns()
-        self._first_trial_ns: int | None = None
-        self._limit_seconds = limit_seconds
-        self.stage_seconds: dict[str, float] = {}
-        self.samples: list[Sample] = []
-
-    def timed(self, stage: str, work: Callable[[], Result]) -> Result:
-        begin_ns = self._clock.now_ns()
-        try:
-            return work()
-        finally:
-            spent = (self._clock.now_ns() - begin_ns) / 1e9
-            self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + spent
-
-    def is_over(self) -> bool:
-        """Whether one more trial like those so far would pass the limit; ``window`` counts them together."""
-        if self._limit_seconds is None:
-            return False
-        return (self._clock.now_ns() - self._begin_ns) / 1e9 > self._limit_seconds
-
-    def seconds_since_first(self, ns: int) -> float:
-        if self._first_trial_ns is None:
-            self._first_trial_ns = ns
-        return (ns - self._first_trial_ns) / 1e9
-
-    def trace(self) -> tuple[TracePoint, ...]:
-        return tuple(
-            TracePoint(
-                seconds=(sample.ns - self.samples[0].ns) / 1e9,
-                power_watts=sample.power_watts,
-                sm_clock_mhz=sample.sm_clock_mhz,
-                temperature_celsius=sample.temperature_celsius,
-                event_reasons=sample.event_reasons,
-            )
-            for sample in self.samples
-        )
-
-
 DETAILS = {
     "shared": "other processes used the device",
     "throttled": "heat or hardware protection held the clocks back",
@@ -325,7 +293,20 @@ def crosscheck_gap(trials: Sequence[EnergyTrial]) -> float | None:
     return sampled / sum(window.joules for window in windows) - 1
 
 
-def _trial(watched: Watched, begin_seconds: float) -> EnergyTrial:
+def _trace(samples: Sequence[Sample]) -> tuple[TracePoint, ...]:
+    return tuple(
+        TracePoint(
+            seconds=(sample.ns - samples[0].ns) / 1e9,
+            power_watts=sample.power_watts,
+            sm_clock_mhz=sample.sm_clock_mhz,
+            temperature_celsius=sample.temperature_celsius,
+            event_reasons=sample.event_reasons,
+        )
+        for sample in samples
+    )
+
+
+def _trial(watched: WatchedTrial, begin_seconds: float) -> EnergyTrial:
     if sum(window.joules for window in watched.windows) <= 0:
         raise MeterUnavailableError("counter_frozen", "the energy counter has not moved in a whole trial")
     samples = watched.samples

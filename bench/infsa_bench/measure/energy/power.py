@@ -14,7 +14,7 @@ from infsa_bench.measure.energy.plan import (
     UNKNOWN_PERIOD_SECONDS,
     WindowPlan,
 )
-from infsa_bench.measure.energy.trace import Watched, power_joules
+from infsa_bench.measure.energy.trace import WatchedTrial, power_joules
 from infsa_bench.measure.nvml import Gpu
 from infsa_bench.protocol import CONTINUOUS_BELOW_SECONDS
 from infsa_bench.record import EnergyCalibration, EnergyWindow
@@ -73,7 +73,7 @@ class NvmlPower:
         with running(load):
             load.keep_busy(self._clock.now_ns() + round(seconds * 1e9))
 
-    def watch(self, load: Load, plans: tuple[WindowPlan, ...], calibration: EnergyCalibration) -> Watched:
+    def watch(self, load: Load, plans: tuple[WindowPlan, ...], calibration: EnergyCalibration) -> WatchedTrial:
         """Return one long window, of whole iterations as the longest plan is.
 
         Raises:
@@ -81,14 +81,14 @@ class NvmlPower:
         """
         planned_seconds = max(plan.ticks for plan in plans) * UNKNOWN_PERIOD_SECONDS
         window, watched = self._watch(load, math.ceil(WINDOW_SECONDS / planned_seconds) * planned_seconds)
-        return Watched(windows=(window,), samples=watched.samples)
+        return WatchedTrial(windows=(window,), samples=watched.samples)
 
     def relative_bias(self, windows: tuple[EnergyWindow, ...]) -> float:
         """Return the bound of what repeating does not average out."""
         iteration_seconds = sum(window.seconds for window in windows) / sum(window.iterations for window in windows)
         return SAMPLING_BIAS if iteration_seconds < CONTINUOUS_BELOW_SECONDS else BEATING_BIAS
 
-    def _watch(self, load: Load, seconds: float) -> tuple[EnergyWindow, Watched]:
+    def _watch(self, load: Load, seconds: float) -> tuple[EnergyWindow, WatchedTrial]:
         self._observer.start_trace(SAMPLE_SECONDS)
         with running(load):
             begin_ns = self._run(load, self._clock.now_ns(), AVERAGED_RISE_SECONDS)
@@ -106,7 +106,7 @@ class NvmlPower:
             edge_seconds=2 * SAMPLE_SECONDS,
             power_joules=joules,
         )
-        return window, Watched(windows=(window,), samples=samples)
+        return window, WatchedTrial(windows=(window,), samples=samples)
 
     def _run(self, load: Load, begin_ns: int, seconds: float) -> int:
         """Keep the load running for so long after ``begin_ns``, the observer served; return the moment it ended."""

@@ -16,7 +16,7 @@ from infsa_bench.measure.energy.clock import Clock
 from infsa_bench.measure.energy.counter import IDLE_SECONDS
 from infsa_bench.measure.energy.load import Idle, Load
 from infsa_bench.measure.energy.plan import WindowPlan
-from infsa_bench.measure.energy.trace import Watched
+from infsa_bench.measure.energy.trace import WatchedTrial
 from infsa_bench.record import EnergyCalibration, EnergyScope, EnergyWindow
 
 ROOT = Path("/sys/class/powercap")
@@ -102,12 +102,12 @@ class Rapl:
         """Begin to look for other processes anew; timing has just warmed the processor up."""
         self._is_shared = False
 
-    def watch(self, load: Load, plans: tuple[WindowPlan, ...], calibration: EnergyCalibration) -> Watched:
+    def watch(self, load: Load, plans: tuple[WindowPlan, ...], calibration: EnergyCalibration) -> WatchedTrial:
         """Return one window of whole iterations, as long as all planned ones; raises as :meth:`Zone.read` does."""
         window = self._watch(load, sum(plan.ticks for plan in plans) * UPDATE_SECONDS)
         if window.joules <= 0:
             raise MeterUnavailableError("counter_frozen", "the RAPL counters have stopped moving")
-        return Watched(windows=(window,), samples=())
+        return WatchedTrial(windows=(window,), samples=())
 
     @property
     def doubts(self) -> tuple[str, ...]:

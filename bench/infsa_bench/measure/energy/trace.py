@@ -16,7 +16,7 @@ GAP_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watched:
+class WatchedTrial:
     """One trial: its windows, and the GPU's samples from its start to its end."""
 
     windows: tuple[EnergyWindow, ...]
