@@ -86,6 +86,7 @@ def test_a_measured_row() -> None:
             peak_memory_bytes=300 * 2**20,
             peak_reserved_bytes=400 * 2**20,
             nvml_process_bytes=900 * 2**20,
+            stage_seconds=tuple(measurement.stage_seconds.items()),
             energy_status="measured_low_confidence",
             energy_reason="shared",
             energy_detail="somebody else",
@@ -102,7 +103,7 @@ def test_a_measured_row() -> None:
             power_limit_watts=700.0,
             power_capped_fraction=0.0,
             window_images_per_second=700.0,
-            flags=("time_limited",),
+            flags=("time_limited", "energy_throughput_gap"),
         )
     ]
 
@@ -430,3 +431,20 @@ def test_rows_hold_plain_numbers() -> None:
     for row in summarize(random_records(0)):
         for field in dataclasses.fields(row):
             assert not isinstance(getattr(row, field.name), np.generic), field.name
+
+
+def test_time_spent_is_that_of_all_processes() -> None:
+    outcomes = [make_measurement(stage_seconds={"build": 1.0, "latency": 2.0}), make_failure()]
+    outcomes.append(make_measurement(stage_seconds={"build": 0.5, "window": 4.0}))
+    assert summarize_one(*outcomes).stage_seconds == (("build", 1.5), ("latency", 2.0), ("window", 4.0))
+
+
+@pytest.mark.parametrize(("seconds_per_iteration", "is_flagged"), [(0.0100, False), (0.0104, False), (0.0106, True)])
+def test_energy_under_other_conditions_than_the_throughput_is_flagged(
+    seconds_per_iteration: float, is_flagged: bool
+) -> None:
+    """The windows of the energy saw 100 iterations a second."""
+    measurement = make_measurement(
+        [seconds_per_iteration] * 3, seconds_per_iteration=[seconds_per_iteration] * 3, energy=make_energy()
+    )
+    assert ("energy_throughput_gap" in summarize_one(measurement).flags) == is_flagged

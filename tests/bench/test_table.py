@@ -120,6 +120,7 @@ MARKDOWN = r"""# example
 - images/s: batch size over the time a batch with the queue kept full (seconds\_per\_iteration), not over latency
 - 95 % interval of the latency: of 1 process, from order statistics of its samples (n: too few; correlated: too few of them independent), and another process may differ by more; from 3 processes on, Student's t of their medians; of 2, none
 - Energy: not measured: rapl\_absent: this machine has no counter of its processor's energy
+- Time spent on measured cells (by cell in the CSV): build 0 s, warm-up 2 s, latency 3 s
 
 ## 4L-64H, infer, fp32, eager, batch 1
 
@@ -152,13 +153,14 @@ MARKDOWN_WITH_ENERGY = r"""# example
 - GPU time (gpu\_seconds in the CSV): what the device itself takes for a batch, launches left out
 - launch\_bound: takes more than 1.1 times its CUDA graph, so the device waits for its launches
 - Energy: energy counter of NVML, the GPU board; preset quick: 3 trials a cell, each of 2 s or more; J/image: mean of the trials and half of its 95 % interval; W: average over the same windows; ~: low confidence; a board's sensor may be off by 5 % as a whole: in no interval, the same for all of its cells
+- Time spent on measured cells (by cell in the CSV): build 1 s, warm-up 5 s, latency 8 s
 
 ## 4L-64H, infer, fp32, eager, batch 1
 
 | mechanism | implementation | resolution | tokens | latency | 95 % interval | processes | images/s | J/image | W | peak memory | parameters at 224 | parameters | status |
 |---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|
 | softmax | reference | 224 | 197 | 10.1 ms | 10.09 .. 10.14 ms | 3 | 101 | 3.000 ± 0.010 J | 300 | 300 MiB | 57,650,152 | 57,650,152 | ok |
-| infsa-linear | reference | 224 | 197 | 5.05 ms | n = 3 | 1 | 202 | ~1.50 J (shared) | 150 | 300 MiB | 53,451,756 | 57,650,152 | ok (launch\_bound, oom\_in\_1\_of\_2) |
+| infsa-linear | reference | 224 | 197 | 5.05 ms | n = 3 | 1 | 202 | ~1.50 J (shared) | 150 | 300 MiB | 53,451,756 | 57,650,152 | ok (launch\_bound, energy\_throughput\_gap, oom\_in\_1\_of\_2) |
 | softmax | reference | 1024 | 4,097 | 303 ms | n = 3 | 1 | 3.37 | not measured (counter\_frozen) |  | 300 MiB | 57,650,152 | 57,650,152 | ok |
 | infsa-linear | reference | 1024 | 4,097 |  |  |  |  |  |  |  |  |  | oom |
 
@@ -183,21 +185,23 @@ environment,status,reason,processes,latency_seconds,latency_low_seconds,latency_
 latency_min_seconds,latency_p5_seconds,latency_p95_seconds,latency_p99_seconds,timed_iterations,\
 lag1_autocorrelation,effective_samples,gpu_seconds,seconds_per_iteration,graph_seconds_per_iteration,launch_bound,\
 images_per_second,base_parameters,parameters,model_bytes,peak_memory_bytes,peak_reserved_bytes,nvml_process_bytes,\
-energy_status,energy_reason,energy_detail,energy_source,energy_scope,energy_preset,energy_trials,joules_per_image,\
-joules_per_image_low,joules_per_image_high,net_joules_per_image,average_power_watts,idle_power_watts,\
+stage_seconds,energy_status,energy_reason,energy_detail,energy_source,energy_scope,energy_preset,energy_trials,\
+joules_per_image,joules_per_image_low,joules_per_image_high,net_joules_per_image,average_power_watts,idle_power_watts,\
 power_limit_watts,power_capped_fraction,window_images_per_second,flags
 infsa/softmax.reference/4L-64H/r224/b1/fp32/infer/eager,softmax,reference,4L-64H,224,1,fp32,infer,eager,0,,197,env0,\
 ok,,1,0.01171875,0.0113525390625,0.0120849609375,within_process,0.0107421875,0.01083984375,0.01259765625,,33,\
--0.05481283422459893,33.0,,0.01171875,,,85.33333333333333,57650152,57650152,230600608,314572800,,,not_measured,\
+-0.05481283422459893,33.0,,0.01171875,,,85.33333333333333,57650152,57650152,230600608,314572800,,,\
+build=0.125 warm-up=1.000 latency=1.500,not_measured,\
 rapl_absent,this machine has no counter of its processor's energy,,,,,,,,,,,,,,
 infsa/infsa-linear.reference/4L-64H/r224/b1/fp32/infer/eager,infsa-linear,reference,4L-64H,224,1,fp32,infer,eager,0,\
 ,197,env0,ok,,1,0.0087890625,,,,0.0078125,0.00791015625,0.00966796875,,3,-0.5,3.0,,0.0087890625,,,\
-113.77777777777777,53451756,53451756,230600608,314572800,,,not_measured,rapl_absent,\
+113.77777777777777,53451756,53451756,230600608,314572800,,,build=0.125 warm-up=1.000 \
+latency=1.500,not_measured,rapl_absent,\
 this machine has no counter of its processor's energy,,,,,,,,,,,,,,non_finite_output time_limited
 infsa/softmax.reference/4L-64H/r1024/b1/fp32/infer/eager,softmax,reference,4L-64H,1024,1,fp32,infer,eager,0,,4097,\
-env0,oom,Tried to allocate 20.00 GiB,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,
+env0,oom,Tried to allocate 20.00 GiB,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,
 infsa/infsa-linear.reference/4L-64H/r1024/b1/fp32/infer/eager/rho=0.5,infsa-linear,reference,4L-64H,1024,1,fp32,\
-infer,eager,0,rho=0.5,4097,env0,skipped,"predicted to take 5 min 00 s, more than the 10 s left",,,,,,,,,,,,,,,,,,,,,\
+infer,eager,0,rho=0.5,4097,env0,skipped,"predicted to take 5 min 00 s, more than the 10 s left",,,,,,,,,,,,,,,,,,,,,,\
 ,,,,,,,,,,,,,,,,,,,
 """
 
@@ -235,12 +239,15 @@ def test_csv_has_every_digit_of_every_quantity() -> None:
     rows = summarize(WITH_ENERGY)
     frame = pd.read_csv(io.StringIO(render_csv(rows)), dtype=str, keep_default_na=False)
     shown_as_they_are = [
-        field.name for field in dataclasses.fields(SummaryRow) if field.name not in ("case", "flags", "reason")
+        field.name
+        for field in dataclasses.fields(SummaryRow)
+        if field.name not in ("case", "flags", "reason", "stage_seconds")
     ]
+    assert list(frame["stage_seconds"])[1] == "build=0.125 warm-up=1.000 latency=1.500"
     for name in shown_as_they_are:
         values = [getattr(row, name) for row in rows]
         assert list(frame[name]) == ["" if value is None else str(value) for value in values], name
-    assert list(frame["flags"]) == ["", "launch_bound oom_in_1_of_2", "", ""]
+    assert list(frame["flags"]) == ["", "launch_bound energy_throughput_gap oom_in_1_of_2", "", ""]
 
 
 def test_csv_loads_back_with_numbers_as_numbers() -> None:

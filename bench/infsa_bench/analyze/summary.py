@@ -26,6 +26,9 @@ MIN_P99_SAMPLES = 100
 LATENCY_THROUGHPUT_GAP = 0.05
 """Relative difference of latency and time per iteration above which a row is flagged: waiting for the host, mostly."""
 
+ENERGY_THROUGHPUT_GAP = 0.05
+"""The same between throughput as timed and throughput in the windows of the energy: they saw different conditions."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SummaryRow:
@@ -54,10 +57,11 @@ class SummaryRow:
         parameters: as built for this resolution.
         model_bytes: as in Measurement.
         peak_memory_bytes: largest of the processes; so are the other two.
+        stage_seconds: time spent on each stage, all processes together.
         energy_status: None for a failed cell; this and all below as in EnergySummary, J/image with its 95 % interval.
         power_limit_watts: highest that held before timing; flagged if it changed.
         flags: those of all replicates; then what follows from the numbers: ``launch_bound``,
-            ``latency_throughput_gap``, ``power_limit_changed``, and e.g. ``oom_in_1_of_3``.
+            ``latency_throughput_gap``, ``energy_throughput_gap``, ``power_limit_changed``, and e.g. ``oom_in_1_of_3``.
     """
 
     case: Case
@@ -87,6 +91,7 @@ class SummaryRow:
     peak_memory_bytes: int | None = None
     peak_reserved_bytes: int | None = None
     nvml_process_bytes: int | None = None
+    stage_seconds: tuple[tuple[str, float], ...] | None = None
     energy_status: EnergyStatus | None = None
     energy_reason: str | None = None
     energy_detail: str | None = None
@@ -139,6 +144,8 @@ def _row(records: Sequence[Record]) -> SummaryRow:
     derived = {
         "launch_bound": any(known),
         "latency_throughput_gap": abs(latency / seconds_per_iteration - 1) > LATENCY_THROUGHPUT_GAP,
+        "energy_throughput_gap": energy.window_images_per_second is not None
+        and abs(energy.window_images_per_second * seconds_per_iteration / case.batch_size - 1) > ENERGY_THROUGHPUT_GAP,
         "power_limit_changed": len(_power_limits(measured)) > 1,
     }
     flags = [flag for item in measured for flag in item.flags]
@@ -188,6 +195,7 @@ def _row(records: Sequence[Record]) -> SummaryRow:
         power_limit_watts=max(_power_limits(measured), default=None),
         power_capped_fraction=energy.power_capped_fraction,
         window_images_per_second=energy.window_images_per_second,
+        stage_seconds=_stage_seconds(measured),
         flags=tuple(dict.fromkeys(flags)),
     )
 
@@ -222,6 +230,14 @@ def _latency_interval(
 def _power_limits(measured: Iterable[Measurement]) -> set[float]:
     states = [item.state_before for item in measured]
     return {state.power_limit_watts for state in states if state is not None and state.power_limit_watts is not None}
+
+
+def _stage_seconds(measured: Sequence[Measurement]) -> tuple[tuple[str, float], ...]:
+    """Seconds spent on each stage, all processes together, in the order in which stages first come."""
+    spent: Counter[str] = Counter()
+    for item in measured:
+        spent.update(item.stage_seconds)
+    return tuple(spent.items())
 
 
 def _largest(sizes: Iterable[int | None]) -> int | None:

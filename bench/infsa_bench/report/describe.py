@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from infsa_bench.analyze.energy import SYSTEMATIC_RELATIVE
@@ -16,7 +17,7 @@ from infsa_bench.protocol import (
     trials_of_replicate,
 )
 from infsa_bench.record import Environment, GpuFacts
-from infsa_bench.report.units import format_bytes, significant
+from infsa_bench.report.units import format_bytes, format_duration, significant
 from infsa_bench.spec import Case
 from infsa_bench.store import Run, Settings
 
@@ -53,6 +54,12 @@ def describe_run(run: Run, rows: Sequence[SummaryRow]) -> list[str]:
     if any(row.launch_bound for row in rows):
         lines.append("launch_bound: takes more than 1.1 times its CUDA graph, so the device waits for its launches")
     lines.append(_describe_energy(settings, rows))
+    spent: Counter[str] = Counter()
+    for row in rows:
+        spent.update(dict(row.stage_seconds or ()))
+    if spent:
+        stages = ", ".join(f"{stage} {format_duration(seconds)}" for stage, seconds in spent.items())
+        lines.append(f"Time spent on measured cells (by cell in the CSV): {stages}")
     return lines
 
 

@@ -143,11 +143,18 @@ def _frame(rows: Sequence[SummaryRow]) -> pd.DataFrame:
         | {"options": ",".join(f"{key}={value}" for key, value in row.case.options), "tokens": row.case.tokens}
         | {name: getattr(row, name) for name in row_fields}
         | {"reason": _one_line(row.reason), "energy_detail": _one_line(row.energy_detail), "flags": " ".join(row.flags)}
+        | {"stage_seconds": _stages(row)}
         for row in rows
     ]
     columns = ["cell", *case_fields, "options", "tokens", *row_fields, "flags"]
     # Nullable integers: a column with a failed cell would turn into floats otherwise.
     return pd.DataFrame(records, columns=columns).astype(dict.fromkeys(WHOLE_NUMBERS, "Int64"))
+
+
+def _stages(row: SummaryRow) -> str | None:
+    if row.stage_seconds is None:
+        return None
+    return " ".join(f"{stage}={seconds:.3f}" for stage, seconds in row.stage_seconds)
 
 
 def _one_line(text: str | None) -> str | None:
