@@ -185,7 +185,7 @@ class Measurement:
         latencies_seconds: host time of each timed iteration, from the call until the device has finished it, the
             queue empty before: what somebody waits who sends one batch.
         gpu_seconds: time between two CUDA events around an iteration that the queue kept waiting for the device, so
-            that no launch is in it; empty on a CPU.
+            that no launch is in it, unless the flag ``launches_in_gpu_seconds`` says so; empty on a CPU.
         seconds_per_iteration: time a batch with the queue kept full, over ``iterations_per_sample`` iterations each;
             throughput is its inverse.
         graph_seconds_per_iteration: the same replayed as a CUDA graph; empty where it was not tried or failed.
@@ -194,7 +194,8 @@ class Measurement:
         build_seconds: building and initialising the model on the device, graph capture included.
         parameters: parameters as built for this resolution.
         model_bytes: parameters and buffers; for training also gradients and optimiser state.
-        peak_memory_bytes: peak after warm-up, the model included; None where unknown.
+        peak_memory_bytes: peak after warm-up, the model and what libraries allocate through torch (workspaces of
+            cuBLAS, tens of MiB) included; None where unknown.
         peak_reserved_bytes: the allocator's peak of reserved memory; None on a CPU.
         nvml_process_bytes: what NVML says the process held after timing, CUDA context included; None where unknown.
         memory_source: ``cuda_allocator``, or ``process_rss`` (resident memory above the worker's own baseline).

@@ -328,16 +328,68 @@ def swing() -> itertools.cycle[float]:
     return itertools.cycle([0.8, 1.2, 1.0])
 
 
-def test_warming_up_is_doubted(fake_nvml: FakeNvml) -> None:
+class Warming(SquareWave):
+    """The board gets so much warmer with each trial, up to a limit."""
+
+    def __init__(self, fake: FakeNvml, celsius: int, at_most: int) -> None:
+        super().__init__(fake, 0.002, high=300.0, low=300.0)
+        self._board, self._celsius, self._at_most = fake.device(0), celsius, at_most
+
+    def drain(self) -> None:
+        super().drain()
+        self._board.temperature = min(self._board.temperature + self._celsius, self._at_most)
+
+
+@pytest.mark.parametrize(
+    ("celsius", "at_most", "trials", "doubts"),
+    [
+        (2, 100, 3, ()),
+        # More trials, until it no longer changes; and where it goes on, a doubt.
+        (8, 70, 6, ()),
+        (4, 200, 6, ("temperature_drift",)),
+    ],
+)
+def test_a_board_that_warms_up_is_waited_for_and_then_doubted(
+    fake_nvml: FakeNvml, celsius: int, at_most: int, trials: int, doubts: tuple[str, ...]
+) -> None:
+    reading = read(make_meter(fake_nvml), Warming(fake_nvml, celsius, at_most))
+    assert len(reading.trials) == trials
+    assert reading.doubts == doubts
+
+
+def test_what_ran_just_before_is_neither_idle_power_nor_somebody_else(fake_nvml: FakeNvml) -> None:
+    """A board that comes from full power, where processes are hidden."""
+    board = fake_nvml.device(0)
     meter = make_meter(fake_nvml)
+    board.hide_processes = 1
+    now_ns = fake_nvml.now_ns
+    fake_nvml.set_power(650.0, at_ns=now_ns)
+    fake_nvml.set_power(60.0, at_ns=now_ns + 1_500_000_000)
+    calibration = meter.calibrate()
+    assert calibration.doubts == ()
+    assert calibration.idle_watts == pytest.approx(60.0, rel=0.01)
 
-    class Warming(SquareWave):
-        def begin(self) -> None:
-            super().begin()
-            fake_nvml.device(0).temperature += 3
 
-    reading = read(meter, Warming(fake_nvml, 0.002, high=300.0, low=300.0))
-    assert reading.reason == "temperature_drift"
+def test_power_that_comes_and_goes_without_us_is_somebody_else(fake_nvml: FakeNvml) -> None:
+    board = fake_nvml.device(0)
+    meter = make_meter(fake_nvml)
+    board.hide_processes = 1
+    for step in range(40):
+        fake_nvml.set_power(60.0 if step % 2 else 110.0, at_ns=fake_nvml.now_ns + step * 500_000_000)
+    assert meter.calibrate().doubts == ("shared",)
+
+
+def test_a_counter_computed_when_read_hides_no_sensor(fake_nvml: FakeNvml) -> None:
+    """It moves every millisecond; windows are planned as for a sensor that looks ten times a second."""
+    board = fake_nvml.device(0)
+    board.period_ns = board.window_ns = 1_000_000
+    load = SquareWave(fake_nvml, 0.05)
+    reading = read(make_meter(fake_nvml), load)
+    assert reading.calibration is not None
+    assert reading.calibration.period_seconds == pytest.approx(0.001, abs=0.0015)
+    assert {len(trial.windows) for trial in reading.trials} == {QUICK.segments}
+    assert all(window.seconds >= 0.19 for trial in reading.trials for window in trial.windows)
+    assert abs(relative_error(reading, load)) < 0.01
 
 
 def test_a_very_slow_iteration_has_one_quick_trial_and_no_interval(fake_nvml: FakeNvml) -> None:

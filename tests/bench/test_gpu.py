@@ -20,7 +20,8 @@ pytestmark = [
 
 
 def sweep(out: Path, *words: str) -> tuple[Record, ...]:
-    command = [sys.executable, "-m", "infsa_bench", "sweep", "--device", "cuda:0", "--out", str(out), *words]
+    command = [sys.executable, "-m", "infsa_bench", "sweep", "--device", "cuda:0", "--energy", "none"]
+    command += ["--out", str(out), *words]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return load(out).records
@@ -34,7 +35,8 @@ def test_inference_of_all_mechanisms(tmp_path: Path, execution: str, dtype: str)
     assert len(records) == len(MECHANISMS)
     for record in records:
         assert isinstance(record.outcome, Measurement), record
-        assert record.outcome.flags == ()
+        # Of a busy or hot GPU more may be told.
+        assert not {"non_finite_output", "recompiled", "time_limited"} & set(record.outcome.flags)
         assert len(record.outcome.gpu_seconds) == 5
         assert record.outcome.memory_source == "cuda_allocator"
         assert record.outcome.peak_memory_bytes is not None

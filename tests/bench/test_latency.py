@@ -455,6 +455,19 @@ def test_holding_the_device_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert held == pytest.approx([0.05] * 5 + [0.006] * 5)
 
 
+@pytest.mark.parametrize(
+    ("launch_ms", "work_ms", "is_told"),
+    # 50 ms is the longest hold: launches of 400 ms are not over when it ends.
+    [(5, 1, False), (30, 1, False), (400, 10, True), (400, 300, True), (400, 900, False)],
+)
+def test_launches_that_no_hold_hides_are_told(
+    monkeypatch: pytest.MonkeyPatch, launch_ms: float, work_ms: float, is_told: bool
+) -> None:
+    timings = on_gpu(monkeypatch, VirtualGpu(launch_ms=launch_ms, work_ms=work_ms), exactly(timed=5))
+    assert timings.launches_in_gpu_seconds == is_told
+    assert (statistics.median(timings.gpu_seconds) > 1.05 * work_ms / 1e3) == is_told
+
+
 @pytest.mark.parametrize("limit_seconds", [0.0, 0.5, 1.5, 6.0, 20.0])
 @pytest.mark.parametrize(("launch_ms", "work_ms"), [(1, 10), (5, 1), (0.1, 100), (50, 400)])
 def test_a_limit_holds_for_all_passes_together(

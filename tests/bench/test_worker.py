@@ -11,7 +11,7 @@ import torch
 from test_launcher import make_case
 
 from infsa_bench.errors import SpecError
-from infsa_bench.execute import measure_case
+from infsa_bench.execute import measured_case
 from infsa_bench.execute.instruments import open_instruments
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.execute.messages import Message, RunCommand, StageReached
@@ -58,10 +58,10 @@ def test_an_error_at_any_stage_is_an_outcome(
         raise error
 
     if stage != "build":
-        monkeypatch.setattr(measure_case, "build_workload", lambda case, device: type("Workload", (), {"call": None}))
+        monkeypatch.setattr(measured_case, "build_workload", lambda case, device: type("Workload", (), {"call": None}))
     if stage == "timing":
-        monkeypatch.setattr(measure_case, "warm_up", lambda *arguments, **options: ())
-    monkeypatch.setattr(measure_case, where, fail)
+        monkeypatch.setattr(measured_case, "warm_up", lambda *arguments, **options: ())
+    monkeypatch.setattr(measured_case, where, fail)
     sent: list[Message] = []
     command = RunCommand(case=make_case(), protocol=PROTOCOLS["quick"], limit_seconds=None)
     finished = run_case(command, open_instruments(CPU), sent.append)

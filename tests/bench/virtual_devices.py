@@ -81,6 +81,9 @@ class VirtualGpu:
         self.log.append("mark")
         self._marks[index] = max(self._free_at, self.now)
 
+    def has_passed(self, index: int) -> bool:
+        return self.now >= self._marks[index]
+
     def seconds_between(self, first: int, second: int) -> float:
         assert self.now >= self._marks[second], "read before the device has passed it"
         return (self._marks[second] - self._marks[first]) / 1e9

@@ -65,12 +65,12 @@ class Launcher:
         return self._ready_worker().diagnose(selfcheck)
 
     def calibrate(self) -> EnergyCalibration | None:
-        """Look at the energy counter once more; None where it never worked, no longer does, or no worker is left."""
-        if self._calibration is None or self._worker is None:
+        """Watch the idle device once more; None where its energy counter never worked, or no longer does."""
+        if self._calibration is None:
             return None
         try:
-            return self._worker.calibrate()
-        except (WorkerEndedError, WorkerTimeoutError):
+            return self._ready_worker().calibrate(self._calibration)
+        except (WorkerEndedError, WorkerTimeoutError, SweepStoppedError):
             # Every case is on disk already.
             self.close()
             return None

@@ -32,7 +32,9 @@ class DiagnoseCommand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrateCommand:
-    """Watch the idle device and its energy counter; answered by Calibrated."""
+    """Watch the idle device once more; answered by Calibrated. ``calibration`` is what is known of its counter."""
+
+    calibration: EnergyCalibration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,6 +76,9 @@ class CudaGraph(Eager):
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
+                # Ending a capture that memory ran out in may raise on top of that.
+                if isinstance(error.__context__, torch.OutOfMemoryError):
+                    raise error.__context__ from None
                 raise UnsupportedError(f"cannot be captured in a CUDA graph: {error}") from error
             graphs.append((graph, output))
 

@@ -160,13 +160,13 @@ class Worker:
         assert isinstance(answer, Diagnosed)
         return answer.findings
 
-    def calibrate(self) -> EnergyCalibration | None:
-        """Return what the worker finds out about its energy counter now, None where it has none.
+    def calibrate(self, known: EnergyCalibration) -> EnergyCalibration | None:
+        """Return what the worker finds out about its idle device now, None where it has no meter.
 
         Raises:
             WorkerEndedError, WorkerTimeoutError: as :meth:`receive`.
         """
-        self.send(CalibrateCommand())
+        self.send(CalibrateCommand(calibration=known))
         answer = self.receive(START_SECONDS)
         return answer.calibration if isinstance(answer, Calibrated) else None
 

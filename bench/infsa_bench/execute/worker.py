@@ -15,6 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.execute.diagnosis import diagnose
 from infsa_bench.execute.instruments import Instruments, open_instruments
-from infsa_bench.execute.measure_case import GRAPH_FAILED, measure_case
+from infsa_bench.execute.measured_case import MeasuredCase
 from infsa_bench.execute.messages import (
     CalibrateCommand,
     Calibrated,
@@ -43,9 +44,10 @@ from infsa_bench.execute.messages import (
 )
 from infsa_bench.execute.modes import UnsupportedError
 from infsa_bench.execute.workload import unsupported_reason
+from infsa_bench.measure.energy.meter import not_measured
 from infsa_bench.measure.environment import describe_environment, matmul_flops_per_second
 from infsa_bench.measure.memory import available_host_bytes, classify_error, release_freed_memory
-from infsa_bench.record import EnergyCalibration, Failure, Stage
+from infsa_bench.record import EnergyCalibration, Failure, Measurement, Stage, TracePoint
 from infsa_models.registry import load_class
 
 PR_SET_PDEATHSIG = 1
@@ -91,8 +93,8 @@ def main() -> None:
                 case CheckCommand(mechanisms=targets):
                     problems = {target: problem for target in targets if (problem := check_mechanism(target))}
                     send(Checked(problems=problems))
-                case CalibrateCommand():
-                    send(Calibrated(calibration=calibrate(instruments)))
+                case CalibrateCommand(calibration=known):
+                    send(Calibrated(calibration=calibrate(instruments, known)))
                 case DiagnoseCommand(selfcheck=selfcheck):
                     send(Diagnosed(findings=diagnose(environment, instruments, selfcheck=selfcheck)))
                 case RunCommand() as command:
@@ -182,27 +184,42 @@ def run_case(command: RunCommand, instruments: Instruments, send: Send) -> Finis
         return Finished(outcome=Failure(kind="unsupported", stage=reached, message=reason), reusable=True)
     if meter is not None and meter.calibration is None:
         meter.calibration = command.calibration
-    found = attempt(lambda: measure_case(command, instruments, reach))
+    measured_case = MeasuredCase(command, instruments, reach)
+    timed = attempt(measured_case.time)
     calibration = meter.calibration if meter else None
-    if isinstance(found, Exception):
+    if isinstance(timed, Exception):
         # Not reusable: what the traceback keeps alive, or a device that met an error, could change the next number.
-        return Finished(outcome=_failure(found, reached, device), reusable=False, calibration=calibration)
-    measurement, trace = found
-    is_untouched = command.case.execution == "eager" and GRAPH_FAILED not in measurement.flags
-    # The observing process comes back with a new worker only.
-    is_observed = measurement.energy.reason != "observer_lost"
+        return Finished(outcome=_failure(timed, reached, device), reusable=False, calibration=calibration)
+    measurement, trace, is_clean = _complete(measured_case, timed)
+    del measured_case
     return Finished(
         outcome=measurement,
-        reusable=is_untouched and is_observed and _is_clean(device),
+        reusable=is_clean and command.case.execution == "eager" and _is_clean(device),
         trace=trace,
-        calibration=calibration,
+        calibration=meter.calibration if meter else None,
     )
 
 
-def calibrate(instruments: Instruments) -> EnergyCalibration | None:
+def _complete(measured_case: MeasuredCase, timed: Measurement) -> tuple[Measurement, tuple[TracePoint, ...], bool]:
+    """Add energy and the CUDA graph to what was timed, whatever becomes of them; tell whether both went well."""
+    watched = attempt(lambda: measured_case.watch_energy(timed))
+    if isinstance(watched, Exception):
+        unavailable = MeterUnavailableError("error", f"{type(watched).__name__}: {first_line(watched)}")
+        return replace(timed, energy=not_measured(unavailable)), (), False
+    measurement, trace = watched
+    # The observing process comes back with a new worker only.
+    is_observed = measurement.energy.reason != "observer_lost"
+    complete = attempt(lambda: measured_case.time_graph(measurement))
+    if isinstance(complete, Exception):
+        return replace(measurement, flags=(*measurement.flags, "graph_failed")), trace, False
+    return complete, trace, is_observed
+
+
+def calibrate(instruments: Instruments, known: EnergyCalibration) -> EnergyCalibration | None:
     """Watch the idle device once more; None where there is no meter, or none that works."""
     if instruments.meter is None:
         return None
+    instruments.meter.calibration = known
     release_freed_memory(instruments.device)
     try:
         return instruments.meter.calibrate()

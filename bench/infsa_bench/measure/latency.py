@@ -40,7 +40,17 @@ NEGLIGIBLE_LAUNCH = 0.02
 
 LAUNCHES_AHEAD = 1.5
 MAX_HOLD_SECONDS = 0.05
-"""A device is held for so many launch times before a sample; no longer, since its queue takes some 1000 launches."""
+"""A device is held for so many launch times before a sample, but no longer than this."""
+
+LATE_SHARE = 0.1
+"""Share of samples in which the device may be done with the hold before the call has been launched.
+
+A CUDA stream takes about a thousand launches; then the host waits for the device, and the hold is over before the
+rest of a call with more kernels is launched.
+"""
+
+LAUNCHES_SET_THE_PACE = 1.2
+"""Late launches are in a sample that is no longer than so many launch times; a longer one covers them."""
 
 LEAD_BELOW_SECONDS = 0.05
 """Shorter iterations are run once before a batch, so that its first sample finds the device busy."""
@@ -55,6 +65,7 @@ class Timings:
     """The three quantities as in Measurement, and what the last timed call returned.
 
     ``converged`` holds if it does for each of them, ``time_limited`` if it does for one, as in Series.
+    ``launches_in_gpu_seconds``: the host did not get ahead of the device, so that ``gpu_seconds`` waits for launches.
     """
 
     latencies_seconds: tuple[float, ...]
@@ -63,6 +74,7 @@ class Timings:
     iterations_per_sample: int
     converged: bool | None
     time_limited: bool
+    launches_in_gpu_seconds: bool
     last_output: Tensor
 
 
@@ -149,6 +161,7 @@ def time_case(
     launch_seconds = statistics.median(single.launches)
     is_slow = iteration_seconds > SLOW_ITERATION_SECONDS
     gpu: Series | None = None
+    late_share = 0.0
     saturated: Series | None = None
     if not queue.is_asynchronous:
         if iteration_seconds >= SAMPLE_SECONDS:
@@ -161,7 +174,7 @@ def time_case(
     else:
         left = left_seconds()
         rule = StopRule(protocol, None if left is None else left / 2)
-        gpu = _time_gpu(call, queue, rule, clock, launch_seconds, iteration_seconds, flush=None)
+        gpu, late_share = _time_gpu(call, queue, rule, clock, launch_seconds, iteration_seconds, flush=None)
     if saturated is None:
         hint = statistics.median(gpu.seconds) if gpu else iteration_seconds
         saturated = _time_saturated(call, queue, StopRule(protocol, left_seconds()), clock, hint)
@@ -173,6 +186,9 @@ def time_case(
         iterations_per_sample=saturated.iterations_per_sample,
         converged=None if latency.converged is None else all(item.converged for item in series),
         time_limited=any(item.time_limited for item in series),
+        launches_in_gpu_seconds=late_share > LATE_SHARE
+        and gpu is not None
+        and statistics.median(gpu.seconds) < LAUNCHES_SET_THE_PACE * launch_seconds,
         last_output=single.last_output,
     )
 
@@ -206,7 +222,8 @@ def time_gpu(
     single = _SingleCalls(call, queue, clock)
     seconds = statistics.median(single.take(LEAST_TIMED_ITERATIONS))
     rule = StopRule(protocol, limit_seconds)
-    return _time_gpu(call, queue, rule, clock, statistics.median(single.launches), seconds, flush=flush)
+    series, _ = _time_gpu(call, queue, rule, clock, statistics.median(single.launches), seconds, flush=flush)
+    return series
 
 
 def is_launch_bound(eager_seconds_per_iteration: Sequence[float], graph_seconds_per_iteration: Sequence[float]) -> bool:
@@ -275,8 +292,11 @@ def _time_gpu(
     iteration_seconds: float,
     *,
     flush: Callable[[], None] | None,
-) -> Series:
+) -> tuple[Series, float]:
+    """Return the samples, and the share of them whose call was not launched when the device was through its hold."""
     hold_seconds = min(LAUNCHES_AHEAD * launch_seconds, MAX_HOLD_SECONDS)
+
+    is_late: list[bool] = []
 
     def take(count: int) -> list[float]:
         for index in range(count):
@@ -286,11 +306,13 @@ def _time_gpu(
             queue.hold(hold_seconds)
             queue.mark(2 * index)
             call()
+            is_late.append(queue.has_passed(2 * index))
             queue.mark(2 * index + 1)
         queue.synchronize()
         return [queue.seconds_between(2 * index, 2 * index + 1) for index in range(count)]
 
-    return collect(take, rule, clock, sample_seconds=hold_seconds + iteration_seconds)
+    series = collect(take, rule, clock, sample_seconds=hold_seconds + iteration_seconds)
+    return series, sum(is_late) / len(is_late)
 
 
 def _time_saturated(call: Call, queue: Queue, rule: StopRule, clock: Clock, iteration_seconds: float) -> Series:

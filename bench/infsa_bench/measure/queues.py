@@ -29,6 +29,9 @@ class Queue(Interface):
     def mark(self, index: int) -> None:
         """Let the device note the time when it has done all work so far; there are MARKS of them."""
 
+    def has_passed(self, index: int) -> bool:
+        """Tell whether an asynchronous device has passed a mark; does not wait for it."""
+
     def seconds_between(self, first: int, second: int) -> float:
         """Return the time between two marks that the device has passed."""
 
@@ -51,6 +54,10 @@ class HostQueue:
     def mark(self, index: int) -> None:
         """Read the clock."""
         self._marks[index] = self._clock()
+
+    def has_passed(self, index: int) -> bool:
+        """Return False: nothing is ever under way."""
+        return False
 
     def seconds_between(self, first: int, second: int) -> float:
         """Return the time between two readings."""
@@ -93,6 +100,10 @@ class CudaQueue:
     def mark(self, index: int) -> None:
         """Record an event."""
         self._events[index].record()
+
+    def has_passed(self, index: int) -> bool:
+        """Ask the driver for the event."""
+        return bool(self._events[index].query())
 
     def seconds_between(self, first: int, second: int) -> float:
         """Return the time between two events."""

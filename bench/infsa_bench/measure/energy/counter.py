@@ -168,7 +168,9 @@ class NvmlCounter:
         Idle(self._clock).keep_busy(start_ns)
         with running(load):
             first = self._edge_after(load, round(start_ns + discarded_ns), calibration.period_seconds)
-            almost_ns = round(first.ns + (plan.ticks - EARLY_PERIODS) * period_ns)
+            # Where windows are planned in a longer period than the counter's own, its updates are that much closer.
+            update_ns = min(period_ns, (calibration.period_p95_seconds or math.inf) * 1e9)
+            almost_ns = round(first.ns + plan.ticks * period_ns - EARLY_PERIODS * update_ns)
             last = self._edge_after(load, almost_ns, calibration.period_seconds)
         self._last_edge = last
         window = EnergyWindow(

@@ -23,17 +23,22 @@ from infsa_bench.record import EnergyCalibration, EnergyReading, EnergyTrial, En
 
 SETTLE_SECONDS = 1.0
 SETTLE_PERIODS = 10
+SMOOTH_PERIOD_SECONDS = 0.005
 CROSSCHECK_GAP = 0.10
 DRIFT_CELSIUS = 5
+"""Change of temperature over the last planned number of trials; leakage then changes power by about 2 %."""
+
 TARGET_HALF_WIDTH = 0.02
 """Relative to the mean; with a wider interval there are up to twice as many trials."""
 
 LEAST_TRIALS_TO_EXTEND = 3
 MAX_THROTTLED_REPEATS = 2
-EMPTY_GPU_BYTES = 600 * 2**20
-"""What a context of our own may take beside the allocator's memory: more belongs to somebody else."""
+EMPTY_GPU_BYTES = 2**30
+"""What a context of our own may take beside the allocator's memory, with the libraries that it loads; a second one
+would pass it."""
 
 IDLE_POWER_SPREAD = 0.2
+REST_SECONDS = 2.0
 SHARING_SECONDS = 2.0
 SHARING_SAMPLE_SECONDS = 0.1
 
@@ -96,7 +101,8 @@ class EnergyMeter:
         Raises:
             MeterUnavailableError: none can; the reason is that of the first.
         """
-        # First: it takes two seconds, in which the device comes to rest.
+        # What ran just now must not count as somebody else's work, nor as idle power.
+        self._clock.sleep_until(self._clock.now_ns() + round(REST_SECONDS * 1e9))
         sharing = self._sharing()
         failures: list[MeterUnavailableError] = []
         for meter in self._meters.values():
@@ -150,7 +156,9 @@ class EnergyMeter:
             with stopwatch.stage("probe"):
                 self.calibration = meter.calibrate_under_load(load, self.calibration)
         calibration = self.calibration
-        period_seconds = calibration.period_seconds or UNKNOWN_PERIOD_SECONDS
+        period_seconds = sensor_period_seconds(calibration)
+        if calibration.source == "nvml_counter":
+            calibration = replace(calibration, period_seconds=period_seconds)
         with stopwatch.stage("settle"):
             meter.settle(load, max(SETTLE_SECONDS, SETTLE_PERIODS * period_seconds), calibration)
         count = number_of_trials(preset, trials, iteration_seconds)
@@ -179,10 +187,14 @@ class EnergyMeter:
             if done[-1].throttle_reasons and repeats < MAX_THROTTLED_REPEATS:
                 repeats += 1
                 target += 1
-            if len(done) == count + repeats == target and not _is_settled(done) and count >= LEAST_TRIALS_TO_EXTEND:
+            if (
+                len(done) == count + repeats == target
+                and not _is_settled(done, count)
+                and count >= LEAST_TRIALS_TO_EXTEND
+            ):
                 target += count
         windows = tuple(window for trial in done for window in trial.windows)
-        doubts += self._doubts(done, samples, meter)
+        doubts += self._doubts(done, count, samples, meter)
         doubts = list(dict.fromkeys(doubts))
         return EnergyReading(
             status="measured_low_confidence" if doubts else "measured",
@@ -191,7 +203,7 @@ class EnergyMeter:
             doubts=tuple(doubts),
             preset=preset.name,
             relative_bias=meter.relative_bias(windows),
-            calibration=calibration,
+            calibration=self.calibration,
             trials=tuple(done),
         )
 
@@ -211,7 +223,7 @@ class EnergyMeter:
         if self._observer is None:
             yield
             return
-        period_seconds = (self.calibration and self.calibration.period_seconds) or UNKNOWN_PERIOD_SECONDS
+        period_seconds = sensor_period_seconds(self.calibration) if self.calibration else UNKNOWN_PERIOD_SECONDS
         self._observer.start_trace(period_seconds / 2)
         try:
             yield
@@ -244,20 +256,14 @@ class EnergyMeter:
         is_shared = foreign_bytes > EMPTY_GPU_BYTES or (state.utilization_percent or 0) > 0 or is_restless
         return ("shared",) if is_shared else ()
 
-    def _doubts(self, done: list[EnergyTrial], samples: list[Sample], meter: Meter) -> list[str]:
-        temperatures = [
-            celsius
-            for trial in done
-            for celsius in (trial.temperature_begin_celsius, trial.temperature_end_celsius)
-            if celsius is not None
-        ]
+    def _doubts(self, done: list[EnergyTrial], count: int, samples: list[Sample], meter: Meter) -> list[str]:
         gap = crosscheck_gap(done)
         found = {
             "shared": any((sample.foreign_processes or 0) > 0 for sample in samples)
             or "shared" in getattr(meter, "doubts", ()),
             "throttled": any(trial.throttle_reasons for trial in done),
             "counter_vs_power": gap is not None and abs(gap) > CROSSCHECK_GAP,
-            "temperature_drift": bool(temperatures) and max(temperatures) - min(temperatures) > DRIFT_CELSIUS,
+            "temperature_drift": _drift_celsius(done[-count:]) > DRIFT_CELSIUS,
             "single_trial": len(done) == 1,
             "wide_interval": len(done) > 1 and _half_width(done) > TARGET_HALF_WIDTH,
         }
@@ -277,6 +283,18 @@ DETAILS = {
     "counter_frozen": "the energy counter stands still: sampled power",
     "slow_counter": "the counter is updated less than four times a second",
 }
+
+
+def sensor_period_seconds(calibration: EnergyCalibration) -> float:
+    """Return the period in which a GPU's sensor is taken to look.
+
+    That of the counter, unless it seems to be computed when it is read: its updates then tell nothing of the sensor
+    behind it, whose looks are still to be spread over.
+    """
+    period_seconds = calibration.period_seconds or 0.0
+    if calibration.source != "nvml_counter" or period_seconds < SMOOTH_PERIOD_SECONDS:
+        return UNKNOWN_PERIOD_SECONDS if calibration.source != "rapl" else period_seconds or UNKNOWN_PERIOD_SECONDS
+    return period_seconds
 
 
 def not_measured(error: MeterUnavailableError) -> EnergyReading:
@@ -332,5 +350,17 @@ def _half_width(trials: Sequence[EnergyTrial]) -> float:
     return 0.0 if half_width is None else half_width / statistics.mean(values)
 
 
-def _is_settled(trials: Sequence[EnergyTrial]) -> bool:
-    return len(trials) < 2 or _half_width(trials) <= TARGET_HALF_WIDTH
+def _drift_celsius(trials: Sequence[EnergyTrial]) -> int:
+    """How far the temperatures at the trials' ends are apart; at both ends of the one trial, where there is but one."""
+    known = [trial.temperature_end_celsius for trial in trials]
+    if len(trials) == 1:
+        known.append(trials[0].temperature_begin_celsius)
+    temperatures = [celsius for celsius in known if celsius is not None]
+    return max(temperatures) - min(temperatures) if temperatures else 0
+
+
+def _is_settled(trials: Sequence[EnergyTrial], count: int) -> bool:
+    """Whether the interval is narrow, and the temperature steady, at the end of the planned trials."""
+    if len(trials) < 2:
+        return True
+    return _half_width(trials) <= TARGET_HALF_WIDTH and _drift_celsius(trials[-count:]) <= DRIFT_CELSIUS

@@ -148,8 +148,9 @@ class DirectObserver:
 
     def _sample(self, now_ns: int) -> Sample:
         foreign = None
-        if now_ns >= self._process_ns:
-            # The list of processes is expensive: once a second.
+        is_polling = self._last is not None and self._poll_ns < NEVER_NS
+        if now_ns >= self._process_ns and not is_polling:
+            # The list of processes is expensive: once a second, and not where it would blur an update.
             foreign = self._gpu.foreign_processes(self._worker_pid)
             self._process_ns = now_ns + PROCESS_CHECK_NS
         return Sample(
