@@ -1,11 +1,10 @@
-"""How often one case is run, and how long its energy is watched. Imports no torch."""
+"""How often one case is run. Imports no torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from infsa_bench.errors import SpecError
 
@@ -23,40 +22,6 @@ LEAST_TIMED_ITERATIONS = 3
 
 PRECISION_TARGET = 0.01
 """Half-width of the median's interval, relative to the median, at which timing may stop."""
-
-CONTINUOUS_BELOW_SECONDS = 0.005
-"""Iterations shorter than this are averaged within one look of the sensor: one continuous window."""
-
-SLOW_WATCHED_SECONDS = 0.1
-"""Quick preset: longer iterations are watched in few windows of whole iterations."""
-
-SLOW_WINDOWS = 4
-SLOW_WINDOW_SECONDS = 1.0
-
-VERY_SLOW_WATCHED_SECONDS = 2.0
-"""Iterations longer than this fill the sensor's period many times over: each trial is one window, the trials share
-the phases. The quick preset has one trial of them, and keeps the few windows of a slow iteration for the phases.
-"""
-
-EnergyChoice = Literal["auto", "quick", "full", "none"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnergyPreset:
-    """How long energy is watched: so many trials of so many seconds each, cut into segments where iterations are long
-    enough to beat with the sensor.
-    """
-
-    name: str
-    trials: int
-    window_seconds: float
-    segments: int
-
-
-ENERGY_PRESETS: Mapping[str, EnergyPreset] = {
-    "quick": EnergyPreset(name="quick", trials=3, window_seconds=2.0, segments=8),
-    "full": EnergyPreset(name="full", trials=5, window_seconds=5.0, segments=8),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,39 +119,3 @@ PROTOCOLS: Mapping[str, Protocol] = {
         energy="full",
     ),
 }
-
-
-def energy_preset(choice: EnergyChoice, protocol: Protocol) -> EnergyPreset | None:
-    """Return the preset that ``--energy`` stands for, None for none."""
-    if choice == "none":
-        return None
-    return ENERGY_PRESETS[protocol.energy if choice == "auto" else choice]
-
-
-def trials_of_replicate(preset: EnergyPreset, replicate: int, replicates: int) -> int:
-    """Return how many trials fall to one replicate.
-
-    Each replicate passes over the whole plan, so trials spread over replicates are interleaved over cells: slow
-    changes of the machine (heat, another tenant) do not fall on one mechanism. Every replicate has at least one.
-    """
-    share, rest = divmod(preset.trials, replicates)
-    return max(1, share + (1 if replicate < rest else 0))
-
-
-def number_of_trials(preset: EnergyPreset, trials: int, iteration_seconds: float) -> int:
-    """Return how many trials an iteration of that length can have: the quick preset has one of a very slow one."""
-    return 1 if preset.name == "quick" and iteration_seconds > VERY_SLOW_WATCHED_SECONDS else trials
-
-
-def energy_seconds(preset: EnergyPreset, trials: int, iteration_seconds: float) -> float:
-    """Return about how long the energy of one case takes to watch."""
-    trials = number_of_trials(preset, trials, iteration_seconds)
-    if preset.name == "quick" and iteration_seconds > SLOW_WATCHED_SECONDS:
-        windows, seconds = SLOW_WINDOWS, max(SLOW_WINDOW_SECONDS, iteration_seconds)
-    elif not CONTINUOUS_BELOW_SECONDS <= iteration_seconds <= VERY_SLOW_WATCHED_SECONDS:
-        windows, seconds = 1, max(preset.window_seconds, iteration_seconds)
-    else:
-        windows, seconds = preset.segments, max(preset.window_seconds / preset.segments, iteration_seconds)
-    # Settling, once; at each window's start the wait for its phase and the ticks that are discarded, and at its end the
-    # iteration that is still running.
-    return 1.0 + trials * windows * (seconds + 0.4 + iteration_seconds / 2)

@@ -10,6 +10,7 @@ Schema history:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,6 +104,15 @@ class EnergyTrial:
     def joules_per_iteration(self) -> float:
         """Energy of one batch."""
         return sum(window.joules for window in self.windows) / sum(window.iterations for window in self.windows)
+
+
+def crosscheck_gap(trials: Iterable[EnergyTrial]) -> float | None:
+    """Return by how much the integral of sampled power exceeds the counter, relative; None where it was not sampled."""
+    windows = [window for trial in trials for window in trial.windows]
+    sampled = [(window.power_joules, window.joules) for window in windows if window.power_joules is not None]
+    if not sampled:
+        return None
+    return sum(power for power, _ in sampled) / sum(counted for _, counted in sampled) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,9 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from infsa_bench.codec import decode, encode
+from infsa_bench.energy_plan import EnergyChoice
 from infsa_bench.errors import RunLockedError, SchemaError, SpecError
-from infsa_bench.protocol import EnergyChoice, Protocol
+from infsa_bench.protocol import Protocol
 from infsa_bench.record import SCHEMA_VERSION, EnergyCalibration, Environment, Record, TracePoint
 
 MANIFEST = "manifest.json"

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Protocol as Interface
 
 from infsa_bench.analyze.predict import Prediction, Predictor
+from infsa_bench.energy_plan import EnergyPreset
 from infsa_bench.errors import SweepStoppedError
 from infsa_bench.execute.launcher import CaseRun, Launcher
-from infsa_bench.protocol import EnergyPreset, Protocol
+from infsa_bench.protocol import Protocol
 from infsa_bench.record import Failure, Measurement, Record
 from infsa_bench.report.units import format_bytes, format_duration
 from infsa_bench.spec import Case

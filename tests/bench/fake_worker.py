@@ -205,7 +205,7 @@ def behave(command: RunCommand, message_fd: int, default: str) -> Finished:
             # What the run knows already is not found out again.
             watts = float(options.get("watts", "60"))
             calibration = command.calibration or dataclasses.replace(CALIBRATION, idle_watts=watts)
-            energy = measured_energy(command.trials, calibration)
+            energy = measured_energy(command.share.count if command.share else 1, calibration)
             measurement = dataclasses.replace(MEASUREMENT, energy=energy)
             return Finished(outcome=measurement, reusable=True, trace=TRACE, calibration=calibration)
         case "echo":

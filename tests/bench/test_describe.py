@@ -18,7 +18,8 @@ from sample_records import (
 )
 
 from infsa_bench.analyze.summary import summarize
-from infsa_bench.protocol import PROTOCOLS, EnergyChoice, Protocol
+from infsa_bench.energy_plan import EnergyChoice
+from infsa_bench.protocol import PROTOCOLS, Protocol
 from infsa_bench.record import EnergyReading, Record
 from infsa_bench.report.describe import (
     SCOPES,

@@ -6,6 +6,7 @@ last 25 ms only.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import random
@@ -17,10 +18,17 @@ from fake_nvml import CounterMode, FakeNvml, PowerMode
 from virtual_board import SquareWave, VirtualClock, make_meter
 
 from infsa_bench.analyze.energy import pool_energy
+from infsa_bench.energy_plan import (
+    ENERGY_PRESETS,
+    EnergyPreset,
+    TrialShare,
+    energy_seconds,
+    number_of_trials,
+    trials_of_replicate,
+)
 from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.measure.energy.meter import CROSSCHECK_GAP, EnergyMeter
 from infsa_bench.measure.energy.observer import POLL_NS
-from infsa_bench.protocol import ENERGY_PRESETS, EnergyPreset, energy_seconds
 from infsa_bench.record import EnergyReading
 
 ITERATION_SECONDS = (0.010, 0.020, 0.0334, 0.050, 0.100, 0.130, 0.400, 1.700)
@@ -39,7 +47,7 @@ def part_time_board(fake: FakeNvml, *, phase: float, jitter_sd: float = 0.0, see
 
 
 def read(meter: EnergyMeter, load: SquareWave, preset: EnergyPreset = QUICK) -> EnergyReading:
-    return meter.read(load, load.iteration_ns / 1e9, preset, preset.trials, limit_seconds=None).reading
+    return meter.read(load, load.iteration_ns / 1e9, preset, TrialShare.all_of(preset.trials)).reading
 
 
 def relative_error(reading: EnergyReading, load: SquareWave) -> float:
@@ -79,6 +87,19 @@ def two_readings(fake: FakeNvml, load: SquareWave, seconds: float) -> float:
     return float(joules / load.iterations_between(begin_ns, clock.now_ns()))
 
 
+def read_late(
+    fake: FakeNvml, iteration_seconds: float, duty: float, phase: float, preset: EnergyPreset
+) -> tuple[EnergyReading, SquareWave]:
+    """Read a load that starts later than the meter lets it, always by the same part of what the meter shifts it by.
+
+    The counter's own phase makes no difference, since the meter goes by its updates.
+    """
+    part_time_board(fake, phase=phase)
+    load = SquareWave(fake, iteration_seconds, duty=duty)
+    late = _Late(load, VirtualClock(fake), round(phase * min(iteration_seconds * 1e9, PERIOD_NS)))
+    return read(make_meter(fake), late, preset), load
+
+
 PHASES = [pytest.param(4, id="4-phases"), pytest.param(20, id="20-phases", marks=pytest.mark.soak)]
 
 
@@ -88,9 +109,7 @@ def test_full_preset_sees_through_a_part_time_sensor(
     fake_nvml: FakeNvml, iteration_seconds: float, phases: int
 ) -> None:
     for phase, duty in itertools.product(range(phases), (0.37, 0.5)):
-        part_time_board(fake_nvml, phase=phase / phases)
-        load = SquareWave(fake_nvml, iteration_seconds, duty=duty)
-        reading = read(make_meter(fake_nvml), load, FULL)
+        reading, load = read_late(fake_nvml, iteration_seconds, duty, phase / phases, FULL)
         assert reading.status == "measured"
         assert abs(relative_error(reading, load)) < 0.01, (phase, duty)
 
@@ -99,9 +118,8 @@ def test_full_preset_sees_through_a_part_time_sensor(
 @pytest.mark.parametrize("iteration_seconds", [*ITERATION_SECONDS, 0.0047, 0.11, 0.17, 0.25])
 def test_quick_preset_is_within_two_percent(fake_nvml: FakeNvml, iteration_seconds: float, phases: int) -> None:
     for phase in range(phases):
-        part_time_board(fake_nvml, phase=phase / phases)
-        load = SquareWave(fake_nvml, iteration_seconds)
-        assert abs(relative_error(read(make_meter(fake_nvml), load, QUICK), load)) <= 0.02, phase
+        reading, load = read_late(fake_nvml, iteration_seconds, 0.37, phase / phases, QUICK)
+        assert abs(relative_error(reading, load)) <= 0.02, phase
 
 
 @pytest.mark.parametrize("iteration_seconds", [0.010, 0.020, 0.050, 0.100])
@@ -162,6 +180,112 @@ def test_interval_covers_the_truth_over_500_seeds(fake_nvml: FakeNvml, iteration
     assert abs(statistics.mean(error for _, error in results)) <= 0.003
 
 
+@pytest.mark.parametrize("replicates", [1, 3, 5])
+@pytest.mark.parametrize("preset", [QUICK, FULL], ids=["quick", "full"])
+def test_replicates_together_see_what_one_process_sees(
+    fake_nvml: FakeNvml, preset: EnergyPreset, replicates: int
+) -> None:
+    """A very slow iteration of layers that beat with the sensor: 2.4 s, high and low power ten times a second."""
+    readings = []
+    for replicate in range(replicates):
+        part_time_board(fake_nvml, phase=0.5)
+        meter = make_meter(fake_nvml)
+        layers = SquareWave(fake_nvml, 0.1)
+        load = Grouped(layers, 24)
+        share = trials_of_replicate(preset, replicate, replicates)
+        readings.append(meter.read(load, 2.4, preset, share).reading)
+    summary = pool_energy(readings, batch_size=1)
+    assert summary.joules_per_image == pytest.approx(24 * layers.joules_per_iteration, rel=0.02)
+
+
+class Grouped:
+    """Iterations that are so many of another load's each."""
+
+    def __init__(self, parts: SquareWave, count: int) -> None:
+        self._parts, self._count = parts, count
+        self.begin, self.keep_busy, self.drain = parts.begin, parts.keep_busy, parts.drain
+
+    def iterations_between(self, begin_ns: int, end_ns: int) -> float:
+        return self._parts.iterations_between(begin_ns, end_ns) / self._count
+
+    def seconds_per_iteration(self) -> float:
+        return self._parts.iteration_ns * self._count / 1e9
+
+
+def test_iterations_that_last_longer_under_load_are_planned_as_they_are(fake_nvml: FakeNvml) -> None:
+    """They were timed 5 % shorter; the segments fit what settling shows."""
+    part_time_board(fake_nvml, phase=0.4)
+    load = SquareWave(fake_nvml, 0.13)
+    share = TrialShare.all_of(FULL.trials)
+    reading = make_meter(fake_nvml).read(load, 0.13 / 1.05, FULL, share).reading
+    assert abs(relative_error(reading, load)) < 0.01
+
+
+class Rising(SquareWave):
+    """Power comes up in steps over the first tenth of a second after a start."""
+
+    def begin(self) -> None:
+        self._rise_ns = self._fake.now_ns
+        super().begin()
+
+    def _emit(self, until_ns: float) -> None:
+        levels = self._levels
+        if until_ns - self._rise_ns < 1e8:
+            self._levels = (levels[0] / 2, levels[1] / 2)
+        super()._emit(until_ns)
+        self._levels = levels
+
+
+def test_what_the_board_draws_before_it_has_come_up_is_discarded(fake_nvml: FakeNvml) -> None:
+    part_time_board(fake_nvml, phase=0.4)
+    load = Rising(fake_nvml, 0.01, high=300.0, low=300.0)
+    # A first look at half the power tells that steps are really there.
+    load.begin()
+    load.keep_busy(fake_nvml.now_ns + 50_000_000)
+    load.drain()
+    reading = read(make_meter(fake_nvml), load)
+    assert abs(relative_error(reading, load)) < 0.005
+
+
+def test_the_printed_bound_is_neither_too_small_nor_too_wide(fake_nvml: FakeNvml) -> None:
+    """Half a percent for a part-time sensor, and the two edges' half milliseconds over the window."""
+    part_time_board(fake_nvml, phase=0.4)
+    reading = read(make_meter(fake_nvml), SquareWave(fake_nvml, 0.002, high=300.0, low=300.0))
+    for trial in reading.trials:
+        assert trial.windows[0].edge_seconds == pytest.approx(0.001, rel=0.01)
+    assert reading.relative_bias == pytest.approx(0.005 + 0.001 / 2.0, rel=0.01)
+
+
+def test_trials_know_when_they_began_and_the_clock_they_saw(fake_nvml: FakeNvml) -> None:
+    meter = make_meter(fake_nvml)
+    load = SquareWave(fake_nvml, 0.002)
+    board = fake_nvml.device(0)
+
+    class Clocked(SquareWave):
+        def begin(self) -> None:
+            super().begin()
+            board.sm_clock_mhz -= 100
+
+    reading = read(meter, Clocked(fake_nvml, 0.002))
+    begins = [trial.begin_seconds for trial in reading.trials]
+    assert begins[0] == 0.0
+    assert begins[1] == pytest.approx(2.4, abs=0.2)
+    assert begins[2] == pytest.approx(4.8, abs=0.4)
+    clocks = [trial.sm_clock_mhz for trial in reading.trials]
+    assert clocks == sorted(clocks, reverse=True)
+    assert clocks[0] != clocks[-1]
+    assert read(meter, load).doubts == ()
+
+
+def test_settling_takes_a_second_or_ten_periods(fake_nvml: FakeNvml) -> None:
+    for period_ms, least, most in ((20, 1.0, 1.2), (300, 3.0, 3.8)):
+        fake_nvml.reset()
+        fake_nvml.device(0).period_ns = fake_nvml.device(0).window_ns = period_ms * 10**6
+        meter = make_meter(fake_nvml)
+        watch = meter.read(SquareWave(fake_nvml, 0.002), 0.002, QUICK, TrialShare.all_of(3))
+        assert least <= watch.stage_seconds["settle"] <= most
+
+
 def test_a_short_unaligned_window_is_refused(fake_nvml: FakeNvml) -> None:
     part_time_board(fake_nvml, phase=0.3)
     meter = make_meter(fake_nvml)
@@ -172,6 +296,11 @@ def test_a_short_unaligned_window_is_refused(fake_nvml: FakeNvml) -> None:
     with pytest.raises(MeterUnavailableError) as refusal:
         counter.watch_unaligned(load, 0.4, calibration)  # type: ignore[attr-defined]
     assert refusal.value.reason == "window_too_short"
+    for seconds, is_refused in ((1.95, True), (2.05, False)):
+        with contextlib.ExitStack() as stack:
+            if is_refused:
+                stack.enter_context(pytest.raises(MeterUnavailableError))
+            counter.watch_unaligned(load, seconds, calibration)  # type: ignore[attr-defined]
     window = counter.watch_unaligned(load, 10.0, calibration)  # type: ignore[attr-defined]
     error = window.joules / window.iterations / load.joules_per_iteration - 1
     assert abs(error) <= window.edge_seconds / window.seconds
@@ -272,7 +401,13 @@ def test_processes_that_come_during_the_trials_are_doubted(fake_nvml: FakeNvml) 
 
 @pytest.mark.parametrize(
     ("used_bytes", "utilization", "doubts"),
-    [(512 * 2**20, 0, ()), (20 * 2**30, 0, ("shared",)), (512 * 2**20, 35, ("shared",))],
+    [
+        (512 * 2**20, 0, ()),
+        (1000 * 2**20, 0, ()),
+        (1100 * 2**20, 0, ("shared",)),
+        (20 * 2**30, 0, ("shared",)),
+        (512 * 2**20, 35, ("shared",)),
+    ],
 )
 def test_where_processes_are_hidden_sharing_is_inferred(
     fake_nvml: FakeNvml, used_bytes: int, utilization: int, doubts: tuple[str, ...]
@@ -324,6 +459,16 @@ def test_unsteady_power_takes_more_trials_and_then_is_doubted(fake_nvml: FakeNvm
     assert (reading.status, reading.reason) == ("measured_low_confidence", "wide_interval")
 
 
+@pytest.mark.parametrize(("swing_share", "reason"), [(0.004, None), (0.02, "wide_interval")])
+def test_how_wide_an_interval_may_be(fake_nvml: FakeNvml, swing_share: float, reason: str | None) -> None:
+    """Trials that differ by 0.4 % to each side are known well enough after three, by 2 % not after six."""
+    factors = [1.0, 1.0, *[1 - swing_share, 1 + swing_share, 1.0] * 4]
+    load = SquareWave(fake_nvml, 0.002, high=300.0, low=300.0, factors=factors)
+    reading = read(make_meter(fake_nvml), load)
+    assert reading.reason == reason or (reason is not None and reading.reason is None and len(reading.trials) == 6)
+    assert len(reading.trials) == (3 if reason is None else 6)
+
+
 def swing() -> itertools.cycle[float]:
     return itertools.cycle([0.8, 1.2, 1.0])
 
@@ -370,13 +515,37 @@ def test_what_ran_just_before_is_neither_idle_power_nor_somebody_else(fake_nvml:
     assert calibration.idle_watts == pytest.approx(60.0, rel=0.01)
 
 
-def test_power_that_comes_and_goes_without_us_is_somebody_else(fake_nvml: FakeNvml) -> None:
+def test_memory_of_our_own_is_not_somebody_else_s(fake_nvml: FakeNvml) -> None:
+    board = fake_nvml.device(0)
+    for own_bytes, doubts in ((0, ("shared",)), (20 * 2**30, ())):
+        meter = make_meter(fake_nvml, own_bytes=own_bytes)
+        board.hide_processes, board.memory_used_bytes = 1, 20 * 2**30 + 512 * 2**20
+        assert meter.calibrate().doubts == doubts
+
+
+def test_a_second_calibration_renews_what_is_idle_and_keeps_what_a_load_showed(fake_nvml: FakeNvml) -> None:
     board = fake_nvml.device(0)
     meter = make_meter(fake_nvml)
-    board.hide_processes = 1
+    first = read(meter, SquareWave(fake_nvml, 0.002)).calibration
+    assert first is not None
+    fake_nvml.set_power(90.0)
+    board.idle_watts, board.temperature = 90.0, 55
+    fake_nvml.advance_ns(1_000_000_000)
+    later = meter.calibrate()
+    assert later.idle_watts == pytest.approx(90.0, rel=0.01)
+    assert later.temperature_celsius == 55
+    assert (later.period_seconds, later.rise_seconds) == (first.period_seconds, first.rise_seconds)
+    assert first.call_seconds == later.call_seconds
+
+
+@pytest.mark.parametrize("hide_processes", [0, 1])
+def test_power_that_comes_and_goes_without_us_is_doubted(fake_nvml: FakeNvml, hide_processes: int) -> None:
+    board = fake_nvml.device(0)
+    meter = make_meter(fake_nvml)
+    board.hide_processes = hide_processes
     for step in range(40):
         fake_nvml.set_power(60.0 if step % 2 else 110.0, at_ns=fake_nvml.now_ns + step * 500_000_000)
-    assert meter.calibrate().doubts == ("shared",)
+    assert meter.calibrate().doubts == ("restless_idle",)
 
 
 def test_a_counter_computed_when_read_hides_no_sensor(fake_nvml: FakeNvml) -> None:
@@ -400,24 +569,48 @@ def test_a_very_slow_iteration_has_one_quick_trial_and_no_interval(fake_nvml: Fa
     assert pool_energy([reading], 1).half_width_joules is None
 
 
-def test_a_time_limit_ends_the_trials(fake_nvml: FakeNvml) -> None:
+@pytest.mark.parametrize("preset", [QUICK, FULL], ids=["quick", "full"])
+@pytest.mark.parametrize("iteration_seconds", [0.001, 0.01, 0.0334, 0.1, 0.13, 0.4, 0.9, 1.7, 3.0, 12.0])
+def test_a_time_budget_takes_no_planned_trial_away(
+    fake_nvml: FakeNvml, preset: EnergyPreset, iteration_seconds: float
+) -> None:
+    """On the first cell, which also looks at the counter, and on the next; nor does it allow extra ones."""
+    part_time_board(fake_nvml, phase=0.3)
     meter = make_meter(fake_nvml)
-    load = SquareWave(fake_nvml, 0.002)
-    watch = meter.read(load, 0.002, FULL, FULL.trials, limit_seconds=20.0)
-    assert watch.reading.reason == "time_limited"
-    assert 1 <= len(watch.reading.trials) < FULL.trials
+    load = SquareWave(fake_nvml, iteration_seconds, factors=[1, 1, 1, *[0.9] * 20, *[1.1] * 500])
+    planned = number_of_trials(preset, preset.trials, iteration_seconds)
+    for _ in range(2):
+        share = TrialShare.all_of(preset.trials)
+        reading = meter.read(load, iteration_seconds, preset, share, is_limited=True).reading
+        assert len(reading.trials) == planned
+        assert "time_limited" not in reading.doubts
+
+
+def test_a_time_budget_ends_trials_that_take_much_longer_than_planned(fake_nvml: FakeNvml) -> None:
+    meter = make_meter(fake_nvml)
+    read(meter, SquareWave(fake_nvml, 0.01))
+
+    class Dragging(SquareWave):
+        def drain(self) -> None:
+            super().drain()
+            fake_nvml.advance_ns(10_000_000_000)
+
+    share = TrialShare.all_of(FULL.trials)
+    reading = meter.read(Dragging(fake_nvml, 0.01), 0.01, FULL, share, is_limited=True).reading
+    assert reading.reason == "time_limited"
+    assert 1 <= len(reading.trials) < FULL.trials
 
 
 def test_what_the_time_went_into(fake_nvml: FakeNvml) -> None:
     meter = make_meter(fake_nvml)
     load = SquareWave(fake_nvml, 0.002)
     begin_ns = fake_nvml.now_ns
-    watch = meter.read(load, 0.002, QUICK, QUICK.trials, limit_seconds=None)
+    watch = meter.read(load, 0.002, QUICK, TrialShare.all_of(QUICK.trials))
     assert watch.stage_seconds.keys() == {"idle", "probe", "settle", "window"}
     assert sum(watch.stage_seconds.values()) == pytest.approx((fake_nvml.now_ns - begin_ns) / 1e9, rel=0.01)
     assert watch.stage_seconds["idle"] >= 10
     # The second case of a run knows the counter already.
-    assert meter.read(load, 0.002, QUICK, QUICK.trials, limit_seconds=None).stage_seconds.keys() == {"settle", "window"}
+    assert meter.read(load, 0.002, QUICK, TrialShare.all_of(QUICK.trials)).stage_seconds.keys() == {"settle", "window"}
 
 
 @pytest.mark.parametrize("preset", [QUICK, FULL], ids=["quick", "full"])
@@ -426,9 +619,9 @@ def test_about_as_long_as_predicted(fake_nvml: FakeNvml, preset: EnergyPreset, i
     """Time budgets and progress go by the prediction."""
     meter = make_meter(fake_nvml)
     load = SquareWave(fake_nvml, iteration_seconds, high=300.0, low=300.0)
-    spent = meter.read(load, iteration_seconds, preset, preset.trials, limit_seconds=None).stage_seconds
-    predicted = energy_seconds(preset, preset.trials, iteration_seconds)
-    assert 0.5 < (spent["settle"] + spent["window"]) / predicted < 2
+    spent = meter.read(load, iteration_seconds, preset, TrialShare.all_of(preset.trials)).stage_seconds
+    predicted = energy_seconds(preset, TrialShare.all_of(preset.trials), iteration_seconds)
+    assert 0.85 < (spent["settle"] + spent["window"]) / predicted < 1.15
 
 
 def test_calibration_of_an_earlier_worker_is_taken(fake_nvml: FakeNvml) -> None:
@@ -445,7 +638,7 @@ def test_calibration_of_an_earlier_worker_is_taken(fake_nvml: FakeNvml) -> None:
 
 def test_trace_covers_the_trials(fake_nvml: FakeNvml) -> None:
     load = SquareWave(fake_nvml, 0.002, high=300.0, low=300.0)
-    watch = make_meter(fake_nvml).read(load, 0.002, QUICK, QUICK.trials, limit_seconds=None)
+    watch = make_meter(fake_nvml).read(load, 0.002, QUICK, TrialShare.all_of(QUICK.trials))
     watts = [point.power_watts for point in watch.trace]
     assert watch.trace[0].seconds == 0
     assert watch.trace[-1].seconds == pytest.approx(watch.stage_seconds["window"], rel=0.02)

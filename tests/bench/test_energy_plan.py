@@ -10,23 +10,24 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from infsa_bench.measure.energy.plan import (
+from infsa_bench.energy_plan import (
     AVERAGED_RISE_SECONDS,
-    RISE_SECONDS,
-    WHOLE_ENOUGH,
-    WindowPlan,
-    discarded_seconds,
-    plan_trial,
-    whole_iteration_ticks,
-)
-from infsa_bench.protocol import (
     CONTINUOUS_BELOW_SECONDS,
     ENERGY_PRESETS,
-    SLOW_WATCHED_SECONDS,
+    RISE_SECONDS,
+    SLOW_SECONDS,
     SLOW_WINDOWS,
-    VERY_SLOW_WATCHED_SECONDS,
+    VERY_SLOW_SECONDS,
+    WHOLE_ENOUGH,
     EnergyPreset,
+    TrialShare,
+    WindowPlan,
+    discarded_seconds,
+    energy_seconds,
     number_of_trials,
+    plan_trial,
+    trials_of_replicate,
+    whole_iteration_ticks,
 )
 
 QUICK, FULL = ENERGY_PRESETS["quick"], ENERGY_PRESETS["full"]
@@ -52,7 +53,7 @@ def plans_of(preset: EnergyPreset, iteration_seconds: float, period_seconds: flo
             iteration_seconds=iteration_seconds,
             period_seconds=period_seconds,
             trial=trial,
-            trials=trials,
+            total=trials,
         )
         for trial in range(trials)
     ]
@@ -147,8 +148,8 @@ def test_short_iterations_are_watched_in_one_piece() -> None:
 
 
 def test_quick_and_full_differ_for_slow_iterations() -> None:
-    slow = math.nextafter(SLOW_WATCHED_SECONDS, 1)
-    assert [len(plans) for plans in plans_of(QUICK, SLOW_WATCHED_SECONDS, 0.1)] == [8, 8, 8]
+    slow = math.nextafter(SLOW_SECONDS, 1)
+    assert [len(plans) for plans in plans_of(QUICK, SLOW_SECONDS, 0.1)] == [8, 8, 8]
     assert [len(plans) for plans in plans_of(QUICK, slow, 0.1)] == [SLOW_WINDOWS] * 3
     assert [len(plans) for plans in plans_of(FULL, slow, 0.1)] == [8] * 5
     # Each of the few windows is at least a second and an iteration.
@@ -156,16 +157,70 @@ def test_quick_and_full_differ_for_slow_iterations() -> None:
     assert {plan.ticks for plans in plans_of(QUICK, 1.7, 0.1) for plan in plans} == {17}
 
 
-def test_very_slow_iterations_have_one_window_or_one_trial() -> None:
-    very_slow = math.nextafter(VERY_SLOW_WATCHED_SECONDS, 3)
-    assert number_of_trials(QUICK, 3, VERY_SLOW_WATCHED_SECONDS) == 3
+def test_very_slow_iterations_have_few_windows_and_few_trials() -> None:
+    very_slow = math.nextafter(VERY_SLOW_SECONDS, 3)
+    assert number_of_trials(QUICK, 3, VERY_SLOW_SECONDS) == 3
     assert number_of_trials(QUICK, 3, very_slow) == 1
-    assert number_of_trials(FULL, 5, 40.0) == 5
-    assert [len(plans) for plans in plans_of(QUICK, 40.0, 0.1)] == [SLOW_WINDOWS]
-    full = plans_of(FULL, 40.0, 0.1)
-    assert [len(plans) for plans in full] == [1] * 5
-    assert {plan.ticks for plans in full for plan in plans} == {400}
-    assert {plan.ticks for plans in plans_of(FULL, 2.5, 0.1) for plan in plans} == {50}
+    assert [number_of_trials(FULL, trials, 40.0) for trials in (1, 2, 5)] == [1, 2, 3]
+    for preset, trials in ((QUICK, 1), (FULL, 3)):
+        plans = plans_of(preset, 40.0, 0.1)
+        assert [len(windows) for windows in plans] == [SLOW_WINDOWS] * trials
+        assert {plan.ticks for windows in plans for plan in windows} == {400}
+        # Each trial by itself looks at all phases of the sensor's period.
+        assert [plan.offset_seconds for plan in plans[0]] == pytest.approx([0.0, 0.025, 0.05, 0.075])
+
+
+@pytest.mark.parametrize(
+    ("trials", "replicates", "shares"),
+    [(3, 1, [3]), (5, 3, [2, 2, 1]), (5, 5, [1] * 5), (3, 5, [1] * 5), (7, 2, [4, 3])],
+)
+def test_trials_fall_to_replicates_in_turn(trials: int, replicates: int, shares: list[int]) -> None:
+    preset = EnergyPreset(name="any", trials=trials, window_seconds=2.0, segments=8)
+    found = [trials_of_replicate(preset, replicate, replicates) for replicate in range(replicates)]
+    assert [share.count for share in found] == shares
+
+
+@given(st.integers(1, 40), st.integers(1, 100))
+def test_no_trial_is_lost_or_made_twice(trials: int, replicates: int) -> None:
+    preset = EnergyPreset(name="any", trials=trials, window_seconds=2.0, segments=8)
+    shares = [trials_of_replicate(preset, replicate, replicates) for replicate in range(replicates)]
+    numbers = [number for share in shares for number in range(share.first, share.first + share.count)]
+    assert numbers == list(range(max(trials, replicates)))
+    assert {share.total for share in shares} == {len(numbers)}
+    counts = [share.count for share in shares]
+    assert max(counts) - min(counts) <= 1
+    assert counts == sorted(counts, reverse=True)
+
+
+@pytest.mark.parametrize("replicates", [1, 3, 5])
+def test_replicates_share_the_phases_of_short_iterations(replicates: int) -> None:
+    """However the trials are dealt out, together they have the phases that one process would have given them."""
+    offsets = []
+    for replicate in range(replicates):
+        share = trials_of_replicate(FULL, replicate, replicates)
+        for number in range(share.count):
+            (plan,) = plan_trial(
+                FULL, iteration_seconds=0.004, period_seconds=0.1, trial=share.first + number, total=share.total
+            )
+            offsets.append(plan.offset_seconds)
+    assert offsets == pytest.approx([0.0, 0.0008, 0.0016, 0.0024, 0.0032])
+
+
+def test_seconds_of_an_energy_measurement() -> None:
+    """Settling with an update to wait for, then windows: two waits, what is discarded, ticks, the end."""
+    one, three = TrialShare.all_of(1), TrialShare.all_of(3)
+    settled = 1.0 + 0.1 + 0.001
+    window = 0.2 + 0.2 + 2.0 + 0.001
+    assert energy_seconds(QUICK, one, 0.001) == pytest.approx(settled + window)
+    assert energy_seconds(QUICK, three, 0.001) == pytest.approx(settled + 3 * window)
+    segments = 8 * (0.2 + 0.2 + 0.2 + 0.01)
+    assert energy_seconds(QUICK, one, 0.01) == pytest.approx(1.0 + 0.1 + 0.01 + segments)
+    slow = 4 * (0.2 + 0.2 + 1.5 + 1.5)
+    assert energy_seconds(QUICK, three, 1.5) == pytest.approx(1.0 + 0.1 + 1.5 + 3 * slow)
+    assert energy_seconds(QUICK, three, 100.0) == energy_seconds(QUICK, one, 100.0) > 400
+    averaged = energy_seconds(QUICK, one, 0.01, rise_seconds=0.85)
+    assert averaged - energy_seconds(QUICK, one, 0.01) == pytest.approx(8 * 0.9)
+    assert energy_seconds(QUICK, one, 0.001, period_seconds=0.5) > energy_seconds(QUICK, one, 0.001) + 4
 
 
 def test_a_slow_counter_still_gets_a_window() -> None:

@@ -6,12 +6,18 @@ import pytest
 from fake_nvml import CounterMode, FakeNvml, PowerMode
 from virtual_board import OWN_PID, SquareWave, VirtualClock, make_meter
 
+from infsa_bench.energy_plan import (
+    CONTINUOUS_BELOW_SECONDS,
+    ENERGY_PRESETS,
+    UNKNOWN_PERIOD_SECONDS,
+    TrialShare,
+    WindowPlan,
+    plan_trial,
+)
 from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.measure.energy.observer import DirectObserver
-from infsa_bench.measure.energy.plan import UNKNOWN_PERIOD_SECONDS, WindowPlan, plan_trial
 from infsa_bench.measure.energy.power import BEATING_BIAS, SAMPLING_BIAS, WINDOW_SECONDS, NvmlPower
 from infsa_bench.measure.nvml import Gpu
-from infsa_bench.protocol import CONTINUOUS_BELOW_SECONDS, ENERGY_PRESETS
 from infsa_bench.record import EnergyWindow
 
 QUICK = ENERGY_PRESETS["quick"]
@@ -32,7 +38,7 @@ def watched(fake: FakeNvml, load: SquareWave) -> EnergyWindow:
         iteration_seconds=load.iteration_ns / 1e9,
         period_seconds=UNKNOWN_PERIOD_SECONDS,
         trial=0,
-        trials=1,
+        total=1,
     )
     (window,) = meter.watch(load, plans, calibration).windows
     return window
@@ -161,7 +167,7 @@ def test_power_that_stops_half_way_is_a_reason_not_a_number(fake_nvml: FakeNvml)
 def test_a_whole_reading_says_what_it_is(fake_nvml: FakeNvml) -> None:
     fake_nvml.device(0).counter_mode = CounterMode.NOT_SUPPORTED
     load = SquareWave(fake_nvml, 0.002)
-    reading = make_meter(fake_nvml).read(load, 0.002, QUICK, 2, limit_seconds=None).reading
+    reading = make_meter(fake_nvml).read(load, 0.002, QUICK, TrialShare.all_of(2)).reading
     assert reading.status == "measured_low_confidence"
     assert reading.doubts[:2] == ("counter_unsupported", "sampled_power")
     assert reading.relative_bias == SAMPLING_BIAS

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from infsa_bench.energy_plan import ENERGY_PRESETS, TrialShare, WindowPlan
 from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.measure.energy.clock import MonotonicClock
 from infsa_bench.measure.energy.load import HostLoad
 from infsa_bench.measure.energy.meter import EnergyMeter
-from infsa_bench.measure.energy.plan import WindowPlan
 from infsa_bench.measure.energy.rapl import (
     HIGHEST_WATTS,
     SHARED_CORES,
@@ -23,7 +23,6 @@ from infsa_bench.measure.energy.rapl import (
     find_zones,
     own_seconds,
 )
-from infsa_bench.protocol import ENERGY_PRESETS
 from infsa_bench.record import EnergyCalibration
 
 QUICK = ENERGY_PRESETS["quick"]
@@ -359,7 +358,7 @@ def test_without_such_a_count_nothing_is_claimed(server: Machine, text: str | No
 
 def test_a_whole_reading(server: Machine) -> None:
     meter = EnergyMeter([("rapl", server.meter())], server)
-    reading = meter.read(server.load(0.25), 0.25, QUICK, 3, limit_seconds=None).reading
+    reading = meter.read(server.load(0.25), 0.25, QUICK, TrialShare.all_of(3)).reading
     assert reading.status == "measured"
     assert reading.calibration is not None
     assert reading.calibration.scope == "package+dram"
@@ -370,7 +369,7 @@ def test_a_reading_beside_others_is_doubted(server: Machine) -> None:
     meter = EnergyMeter([("rapl", server.meter())], server)
     meter.calibrate()
     server.other_cores = 4.0
-    reading = meter.read(server.load(0.25), 0.25, QUICK, 3, limit_seconds=None).reading
+    reading = meter.read(server.load(0.25), 0.25, QUICK, TrialShare.all_of(3)).reading
     assert (reading.status, reading.reason) == ("measured_low_confidence", "shared")
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infsa_bench.energy_plan import SLOW_RISE_SECONDS
 from infsa_bench.measure.energy.observer import Sample
-from infsa_bench.measure.energy.plan import SLOW_RISE_SECONDS
 from infsa_bench.measure.energy.trace import power_joules, rise_seconds
 
 MS = 1_000_000

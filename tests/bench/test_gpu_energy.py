@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from infsa_bench.energy_plan import EnergyPreset, TrialShare
 from infsa_bench.execute.instruments import Instruments, open_instruments
 from infsa_bench.measure.environment import find_gpu
 from infsa_bench.measure.latency import time_saturated, warm_up
-from infsa_bench.protocol import PROTOCOLS, EnergyPreset
+from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import Measurement
 from infsa_bench.store import load
 
@@ -63,7 +64,7 @@ def test_ten_seconds_against_two_plain_readings(instruments: Instruments, multip
     assert instruments.meter is not None
     preset = EnergyPreset(name="long", trials=2, window_seconds=10.0, segments=1)
     reading = instruments.meter.read(
-        instruments.load(multiply, seconds), seconds, preset, preset.trials, limit_seconds=None
+        instruments.load(multiply, seconds), seconds, preset, TrialShare.all_of(preset.trials)
     ).reading
     assert reading.trials
     ours = statistics.mean(trial.joules_per_iteration for trial in reading.trials)

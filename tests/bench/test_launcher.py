@@ -16,12 +16,13 @@ import sample_records
 from fake_worker import CALIBRATION, CALIBRATION_LATER, FINDINGS, MEASUREMENT, TRACE
 
 from infsa_bench.codec import decode
+from infsa_bench.energy_plan import ENERGY_PRESETS, EnergyPreset, TrialShare
 from infsa_bench.errors import SweepStoppedError
 from infsa_bench.execute import process
 from infsa_bench.execute.launcher import MAX_ATTEMPTS, CaseRun, Launcher
 from infsa_bench.execute.messages import RunCommand
 from infsa_bench.execute.process import WorkerCommand
-from infsa_bench.protocol import ENERGY_PRESETS, PROTOCOLS, EnergyPreset
+from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import Failure, Measurement
 from infsa_bench.spec import Case
 
@@ -200,9 +201,9 @@ def test_a_renewed_launcher_has_a_fresh_worker_but_keeps_one_that_has_run_nothin
 
 def test_a_worker_is_told_how_to_watch_energy(launcher: Launcher) -> None:
     command = echo(launcher)
-    assert (command.energy, command.trials, command.calibration) == (None, 1, None)
+    assert (command.energy, command.share, command.calibration) == (None, None, None)
     command = echo(launcher, ENERGY_PRESETS["full"])
-    assert (command.energy, command.trials) == (ENERGY_PRESETS["full"], 5)
+    assert (command.energy, command.share) == (ENERGY_PRESETS["full"], TrialShare.all_of(5))
 
 
 def test_trials_are_spread_over_the_replicates(launcher: Launcher) -> None:
@@ -215,7 +216,7 @@ def test_trials_are_spread_over_the_replicates(launcher: Launcher) -> None:
         assert isinstance(outcome, Failure)
         command = decode(RunCommand, outcome.message)
         assert (command.case, command.protocol, command.limit_seconds) == (case, PROTOCOLS["full"], 1.5)
-        trials.append(command.trials)
+        trials.append(command.share.count)
     assert trials == [2, 2, 1]
 
 

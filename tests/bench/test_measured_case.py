@@ -18,6 +18,7 @@ from torch import Tensor
 
 from infsa_bench.analyze.energy import pool_energy
 from infsa_bench.codec import decode, encode
+from infsa_bench.energy_plan import EnergyPreset
 from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.execute import measured_case
 from infsa_bench.execute.instruments import Instruments, open_instruments
@@ -30,7 +31,7 @@ from infsa_bench.measure.energy.observing_process import ProcessObserver
 from infsa_bench.measure.energy.rapl import Rapl
 from infsa_bench.measure.memory import PeakMemory
 from infsa_bench.measure.nvml import Gpu
-from infsa_bench.protocol import PROTOCOLS, EnergyPreset
+from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import EnergyCalibration, Measurement
 
 CPU = torch.device("cpu")
@@ -88,7 +89,7 @@ def test_energy_state_and_trace_of_a_case(on_fake_board: Instruments) -> None:
     preset = EnergyPreset(name="brief", trials=2, window_seconds=0.5, segments=1)
     stages: list[str] = []
     finished = run_case(
-        command(energy=preset, trials=2, calibration=CALIBRATION),
+        command(energy=preset, calibration=CALIBRATION),
         on_fake_board,
         lambda message: stages.append(getattr(message, "stage", "")),
     )
@@ -98,7 +99,8 @@ def test_energy_state_and_trace_of_a_case(on_fake_board: Instruments) -> None:
     assert stages == ["build", "warm-up", "timing", "energy"]
     assert finished.calibration == CALIBRATION
     reading = measurement.energy
-    assert len(reading.trials) == 2
+    # On a busy machine twice as many, because the two differ.
+    assert len(reading.trials) in (2, 4)
     summary = pool_energy([reading], batch_size=1)
     # The bias is what the reading itself says: on a busy machine its edges are less sharp.
     assert reading.relative_bias is not None
@@ -150,11 +152,12 @@ def test_energy_of_a_processor(powercap: Path) -> None:
     )
     calibration = dataclasses.replace(CALIBRATION, source="rapl", scope="package", period_seconds=0.001)
     preset = EnergyPreset(name="brief", trials=2, window_seconds=0.5, segments=1)
-    finished = run_case(command(energy=preset, trials=2, calibration=calibration), instruments, lambda message: None)
+    finished = run_case(command(energy=preset, calibration=calibration), instruments, lambda message: None)
     measurement = finished.outcome
     assert isinstance(measurement, Measurement)
     summary = pool_energy([measurement.energy], batch_size=1)
-    assert (summary.source, summary.scope, summary.trials) == ("rapl", "package", 2)
+    assert (summary.source, summary.scope) == ("rapl", "package")
+    assert summary.trials in (2, 4)
     assert summary.average_power_watts == pytest.approx(80.0, rel=0.03)
     seconds = [window.seconds / window.iterations for trial in measurement.energy.trials for window in trial.windows]
     assert summary.joules_per_image == pytest.approx(80.0 * statistics.mean(seconds), rel=0.03)
@@ -201,7 +204,7 @@ def test_a_limit_shortens_warming_up_and_timing() -> None:
     protocol = PROTOCOLS["quick"]
     measurement = measured(command(case=case, protocol=protocol, limit_seconds=1.0), open_instruments(CPU))
     assert "time_limited" in measurement.flags
-    assert measurement.stage_seconds["warm-up"] + measurement.stage_seconds["latency"] < 5
+    assert len(measurement.latencies_seconds) < PROTOCOLS["quick"].timed_iterations
 
 
 class Broken:

@@ -7,7 +7,8 @@ from sample_records import make_case, make_measurement
 
 from infsa_bench.analyze import predict
 from infsa_bench.analyze.predict import MAX_GROWTH, TIMED_PASSES, UNKNOWN_SETUP_SECONDS, Prediction, Predictor
-from infsa_bench.protocol import ENERGY_PRESETS, PROTOCOLS, Protocol, energy_seconds
+from infsa_bench.energy_plan import ENERGY_PRESETS, energy_seconds, trials_of_replicate
+from infsa_bench.protocol import PROTOCOLS, Protocol
 from infsa_bench.record import Measurement
 from infsa_bench.spec import Case
 from infsa_models.cost import Cost, vit_cost
@@ -111,8 +112,10 @@ def test_energy_takes_its_time_too(replicate: int, replicates: int, trials: int)
     without = Predictor(RATES).predict(case, protocol)
     preset = ENERGY_PRESETS["full"]
     watched = Predictor(RATES, energy=preset).predict(case, protocol)
-    extra = energy_seconds(preset, trials, 197.0)
-    assert extra > trials * preset.window_seconds
+    share = trials_of_replicate(preset, replicate, replicates)
+    assert share.count == trials
+    extra = energy_seconds(preset, share, 197.0)
+    assert extra > trials * 197
     assert watched.seconds - without.seconds == pytest.approx(extra)
     assert watched.least_seconds - without.least_seconds == pytest.approx(extra)
     assert watched.fixed_seconds - without.fixed_seconds == pytest.approx(extra)

@@ -7,18 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infsa_bench.errors import SpecError
-from infsa_bench.protocol import (
+from infsa_bench.energy_plan import (
     ENERGY_PRESETS,
-    LEAST_TIMED_ITERATIONS,
-    PROTOCOLS,
     EnergyChoice,
-    EnergyPreset,
-    Protocol,
     energy_preset,
-    energy_seconds,
-    trials_of_replicate,
 )
+from infsa_bench.errors import SpecError
+from infsa_bench.protocol import LEAST_TIMED_ITERATIONS, PROTOCOLS, Protocol
 
 LIMITED = Protocol(
     name="limited",
@@ -189,31 +184,3 @@ def test_energy_presets(choice: EnergyChoice, protocol: str, name: str) -> None:
 
 def test_no_energy() -> None:
     assert energy_preset("none", PROTOCOLS["full"]) is None
-
-
-@pytest.mark.parametrize(
-    ("trials", "replicates", "shares"),
-    [(3, 1, [3]), (5, 3, [2, 2, 1]), (5, 5, [1] * 5), (3, 5, [1] * 5), (7, 2, [4, 3])],
-)
-def test_trials_fall_to_replicates_in_turn(trials: int, replicates: int, shares: list[int]) -> None:
-    preset = EnergyPreset(name="any", trials=trials, window_seconds=2.0, segments=8)
-    assert [trials_of_replicate(preset, replicate, replicates) for replicate in range(replicates)] == shares
-
-
-@given(st.integers(1, 40), st.integers(1, 100))
-def test_no_trial_is_lost(trials: int, replicates: int) -> None:
-    preset = EnergyPreset(name="any", trials=trials, window_seconds=2.0, segments=8)
-    shares = [trials_of_replicate(preset, replicate, replicates) for replicate in range(replicates)]
-    assert sum(shares) == max(trials, replicates)
-    assert max(shares) - min(shares) <= 1
-    assert shares == sorted(shares, reverse=True)
-
-
-def test_seconds_of_an_energy_measurement() -> None:
-    quick = ENERGY_PRESETS["quick"]
-    # One continuous window; segments.
-    assert energy_seconds(quick, 3, 1e-3) == pytest.approx(1 + 3 * (2.0 + 0.4), rel=0.01)
-    assert energy_seconds(quick, 3, 0.01) == pytest.approx(1 + 3 * 8 * (0.25 + 0.4 + 0.005))
-    # Four windows of whole iterations, and of very slow ones a single trial.
-    assert energy_seconds(quick, 3, 1.5) == pytest.approx(1 + 3 * 4 * (1.5 + 0.4 + 0.75))
-    assert energy_seconds(quick, 3, 100.0) == energy_seconds(quick, 1, 100.0) > 400

@@ -22,10 +22,11 @@ from test_launcher import fake_command_of, make_case, wait_until_gone
 
 from infsa_bench.analyze.predict import Prediction, Predictor
 from infsa_bench.codec import decode
+from infsa_bench.energy_plan import ENERGY_PRESETS, EnergyPreset, TrialShare
 from infsa_bench.errors import SweepStoppedError
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.execute.messages import RunCommand
-from infsa_bench.protocol import ENERGY_PRESETS, PROTOCOLS, EnergyPreset
+from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import EnergyCalibration, Failure, Measurement, Record, TracePoint
 from infsa_bench.spec import Case, Sweep
 from infsa_bench.store import RECORDS, TRACES, Manifest, RunWriter, Settings, is_run, load, load_manifest, trace_path
@@ -232,7 +233,7 @@ def test_the_share_reaches_the_worker_and_energy_comes_on_top(tmp_path: Path) ->
     for number, record in enumerate(run_with_fake_worker(tmp_path / "run", plan)):
         assert isinstance(record.outcome, Failure)
         command = decode(RunCommand, record.outcome.message)
-        assert (command.energy, command.trials) == (ENERGY_PRESETS["quick"], 3)
+        assert (command.energy, command.share) == (ENERGY_PRESETS["quick"], TrialShare.all_of(3))
         # Nothing is used up: a share of 2000 s is halved among two, and so on; a second is for building the model.
         assert command.limit_seconds == pytest.approx(2000 / (4 - number), abs=5.0)
     run_with_fake_worker(tmp_path / "free", make_plan(cases[:1]))

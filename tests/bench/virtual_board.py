@@ -88,6 +88,9 @@ class SquareWave:
         first, last = (min(max(ns, self._start_ns), self._end_ns) for ns in (begin_ns, end_ns))
         return (last - first) / self.iteration_ns
 
+    def seconds_per_iteration(self) -> float | None:
+        return self.iteration_ns / 1e9
+
     def _emit(self, until_ns: float) -> None:
         factor = self._factors[min(self._begins, len(self._factors)) - 1]
         while True:
@@ -99,7 +102,7 @@ class SquareWave:
             self._steps += 1
 
 
-def make_meter(fake: FakeNvml) -> EnergyMeter:
+def make_meter(fake: FakeNvml, own_bytes: int = 0) -> EnergyMeter:
     """Return the meter of the first fake board, on virtual time."""
     clock = VirtualClock(fake)
     board = fake.device(0)
@@ -107,4 +110,4 @@ def make_meter(fake: FakeNvml) -> EnergyMeter:
     gpu = Gpu.find(board.uuid, board.pci_bus_id)
     observer = DirectObserver(gpu, clock, OWN_PID)
     meters = [("nvml_counter", NvmlCounter(gpu, clock, observer)), ("nvml_power", NvmlPower(gpu, clock, observer))]
-    return EnergyMeter(meters, clock, gpu=gpu, observer=observer)
+    return EnergyMeter(meters, clock, gpu=gpu, observer=observer, own_bytes=lambda: own_bytes)

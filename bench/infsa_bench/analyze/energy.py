@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infsa_bench.intervals import mean_half_width
-from infsa_bench.record import EnergyReading, EnergyScope, EnergySource, EnergyStatus, EnergyTrial
+from infsa_bench.record import EnergyReading, EnergyScope, EnergySource, EnergyStatus, EnergyTrial, crosscheck_gap
 
 REL_CI_TARGET = 0.02
 """Half-width of the trials' interval, relative to their mean, above which a reading is of low confidence."""
@@ -99,7 +99,6 @@ def pool_energy(readings: Sequence[EnergyReading], batch_size: int) -> EnergySum
     idle = [calibration.idle_watts for calibration in calibrations if calibration.idle_watts is not None]
     idle_watts = statistics.median(idle) if idle else None
     capped = [trial.power_capped_fraction for trial in trials if trial.power_capped_fraction is not None]
-    sampled = [(window.power_joules, window.joules) for window in windows if window.power_joules is not None]
     temperatures = [celsius for trial in trials for celsius in _temperatures(trial)]
     doubts = _doubts(readings, mean, scatter)
     source = calibrations[0].source
@@ -119,7 +118,7 @@ def pool_energy(readings: Sequence[EnergyReading], batch_size: int) -> EnergySum
         idle_power_watts=idle_watts,
         window_images_per_second=images_per_second,
         power_capped_fraction=statistics.fmean(capped) if capped else None,
-        crosscheck_gap=_ratio(sampled) - 1 if sampled else None,
+        crosscheck_gap=crosscheck_gap(trials),
         change_per_trial=_change_per_trial(measured, values, mean),
         temperature_low_celsius=min(temperatures, default=None),
         temperature_high_celsius=max(temperatures, default=None),
@@ -144,10 +143,6 @@ def _doubts(readings: Sequence[EnergyReading], mean: float, scatter: float | Non
     elif scatter > REL_CI_TARGET * mean:
         found["wide_interval"] = f"the mean's 95 % interval is wider than +-{100 * REL_CI_TARGET:g} %"
     return found
-
-
-def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
-    return sum(first for first, _ in pairs) / sum(second for _, second in pairs)
 
 
 def _temperatures(trial: EnergyTrial) -> list[int]:

@@ -8,7 +8,8 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from infsa_bench.protocol import EnergyPreset, Protocol, energy_seconds, trials_of_replicate
+from infsa_bench.energy_plan import EnergyPreset, energy_seconds, trials_of_replicate
+from infsa_bench.protocol import Protocol
 from infsa_bench.record import Measurement
 from infsa_bench.spec import Case
 from infsa_models.cost import Cost, vit_cost
@@ -92,8 +93,8 @@ class Predictor:
     def _energy_seconds(self, case: Case, protocol: Protocol, iteration_seconds: float) -> float:
         if self._energy is None:
             return 0.0
-        trials = trials_of_replicate(self._energy, case.replicate, protocol.replicates)
-        return energy_seconds(self._energy, trials, iteration_seconds)
+        share = trials_of_replicate(self._energy, case.replicate, protocol.replicates)
+        return energy_seconds(self._energy, share, iteration_seconds)
 
     def observe(self, case: Case, measurement: Measurement) -> None:
         """Learn from a finished case."""

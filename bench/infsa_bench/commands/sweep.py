@@ -17,10 +17,11 @@ from rich.console import Console
 from infsa_bench.analyze.predict import TIMED_PASSES, Predictor
 from infsa_bench.commands.progress import BarProgress, PlainProgress
 from infsa_bench.commands.report import report_run
+from infsa_bench.energy_plan import EnergyChoice, EnergyPreset, energy_preset
 from infsa_bench.errors import SpecError, SweepStoppedError, UnknownNameError
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.execute.messages import Hello
-from infsa_bench.protocol import PROTOCOLS, EnergyChoice, EnergyPreset, Protocol, energy_preset
+from infsa_bench.protocol import PROTOCOLS, Protocol
 from infsa_bench.report.units import format_bytes, format_duration
 from infsa_bench.spec import (
     EXECUTIONS,

@@ -5,33 +5,45 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.execute.instruments import Instruments
 from infsa_bench.execute.messages import Finding
 from infsa_bench.execute.selfcheck import check_instruments
-from infsa_bench.measure.energy.clock import MonotonicClock
+from infsa_bench.measure.energy.clock import Clock, MonotonicClock
 from infsa_bench.measure.energy.counter import SLOW_COUNTER_SECONDS, NvmlCounter
 from infsa_bench.measure.energy.load import Idle
 from infsa_bench.measure.energy.observer import DirectObserver
-from infsa_bench.measure.energy.rapl import Rapl
+from infsa_bench.measure.energy.rapl import ROOT, Rapl
 from infsa_bench.measure.memory import available_host_bytes
 from infsa_bench.measure.nvml import THROTTLE_REASONS, Gpu, loaded_library, visible_gpus
-from infsa_bench.record import Environment
+from infsa_bench.record import Environment, GpuFacts, GpuState
 
 Verdict = Literal["yes", "limited", "no"]
 
 WATCH_SECONDS = 1.0
 
 
-def diagnose(environment: Environment, instruments: Instruments, *, selfcheck: bool) -> tuple[Finding, ...]:
-    """Return what can be measured; with ``selfcheck`` also whether the instruments agree with themselves."""
-    findings = [*_device(environment, instruments), *_energy(instruments)]
+def diagnose(
+    environment: Environment,
+    instruments: Instruments,
+    *,
+    selfcheck: bool,
+    clock: Clock | None = None,
+    powercap: Path = ROOT,
+) -> tuple[Finding, ...]:
+    """Return what can be measured; with ``selfcheck`` also whether the instruments agree with themselves.
+
+    ``clock`` is the machine's own if not given; ``powercap`` is where it shows its processors' energy.
+    """
+    clock = clock or MonotonicClock()
+    findings = [*_device(environment, instruments), *_energy(instruments, clock, powercap)]
     if instruments.gpu is not None:
         findings += _gpu(instruments.gpu)
     if environment.device_type == "cuda":
-        findings.append(_processor_energy())
+        findings.append(_processor_energy(clock, powercap))
     else:
         findings.append(_nvidia())
     if selfcheck:
@@ -57,7 +69,7 @@ def _device(environment: Environment, instruments: Instruments) -> Iterator[Find
         yield _finding("memory", "yes", f"peak resident memory above the worker's own, reset for each case{left}")
 
 
-def _energy(instruments: Instruments) -> Iterator[Finding]:
+def _energy(instruments: Instruments, clock: Clock, powercap: Path) -> Iterator[Finding]:
     error = instruments.no_energy
     if error is not None:
         yield _finding("energy", "no", f"{error.reason}: {error.detail}")
@@ -66,15 +78,14 @@ def _energy(instruments: Instruments) -> Iterator[Finding]:
         case "nvml_counter":
             assert instruments.gpu is not None
             yield _finding("energy", "yes", f"NVML's energy counter, scope {instruments.gpu.power_scope or 'gpu'}")
-            yield _counter_period(instruments.gpu)
+            yield _counter_period(instruments.gpu, clock)
         case "nvml_power":
             yield _finding("energy", "limited", "no energy counter: sampled power, always of low confidence")
         case source:
-            yield _finding("energy", "yes", f"{source}: {_rapl_scope()}")
+            yield _finding("energy", "yes", f"{source}: {Rapl(clock, powercap).scope}")
 
 
-def _counter_period(gpu: Gpu) -> Finding:
-    clock = MonotonicClock()
+def _counter_period(gpu: Gpu, clock: Clock) -> Finding:
     counter = NvmlCounter(gpu, clock, DirectObserver(gpu, clock, 0))
     try:
         edges = counter.updates(Idle(clock), WATCH_SECONDS)
@@ -101,34 +112,41 @@ def _gpu(gpu: Gpu) -> Iterator[Finding]:
         case 0:
             yield _finding("sharing", "yes", "no other process on this GPU")
         case count:
-            yield _finding("sharing", "limited", f"{count} other processes on this GPU: readings will be doubted")
-    throttling = sorted(set(state.event_reasons or ()) & THROTTLE_REASONS)
-    clocks = f"SM {state.sm_clock_mhz} of {facts.max_sm_clock_mhz} MHz, {state.temperature_celsius} C"
-    reasons = ", ".join(state.event_reasons or ()) or "none"
-    yield _finding("clocks", "limited" if throttling else "yes", f"{clocks}, held back by: {reasons}")
-    limit, default = facts.power_limit_watts, facts.default_power_limit_watts
-    is_lowered = limit is not None and default is not None and limit < default
-    detail = (
-        "unknown"
-        if limit is None
-        else f"{limit:.0f} W" + (f", below its default {default:.0f} W" if is_lowered else "")
-    )
-    yield _finding("power limit", "limited" if is_lowered or limit is None else "yes", detail)
+            others = "1 other process" if count == 1 else f"{count} other processes"
+            yield _finding("sharing", "limited", f"{others} on this GPU: readings will be doubted")
+    yield _clocks(facts, state)
+    yield _power_limit(facts)
     settings = (
-        f"persistence {_word(facts.persistence_mode)}, ECC {_word(facts.ecc_enabled)}, VBIOS {facts.vbios_version}"
+        f"persistence {_word(facts.persistence_mode)}, ECC {_word(facts.ecc_enabled)}, "
+        f"VBIOS {facts.vbios_version or 'unknown'}"
     )
     yield _finding("settings", "yes", f"{settings}; infsa-bench changes none of them")
 
 
-def _processor_energy() -> Finding:
+def _clocks(facts: GpuFacts, state: GpuState) -> Finding:
+    clock, fastest = _known(state.sm_clock_mhz, "MHz"), _known(facts.max_sm_clock_mhz, "MHz")
+    clocks = f"SM {clock} of {fastest}, {_known(state.temperature_celsius, 'C')}"
+    if state.event_reasons is None:
+        return _finding("clocks", "limited", f"{clocks}; the driver does not tell what holds them back")
+    is_throttled = not THROTTLE_REASONS.isdisjoint(state.event_reasons)
+    reasons = ", ".join(state.event_reasons) or "none"
+    return _finding("clocks", "limited" if is_throttled else "yes", f"{clocks}, held back by: {reasons}")
+
+
+def _power_limit(facts: GpuFacts) -> Finding:
+    limit, default = facts.power_limit_watts, facts.default_power_limit_watts
+    if limit is None:
+        return _finding("power limit", "limited", "unknown")
+    if default is not None and limit < default:
+        return _finding("power limit", "limited", f"{limit:.0f} W, below its default {default:.0f} W")
+    return _finding("power limit", "yes", f"{limit:.0f} W")
+
+
+def _processor_energy(clock: Clock, powercap: Path) -> Finding:
     try:
-        return _finding("processor", "yes", f"RAPL: {_rapl_scope()} (not part of a GPU's energy)")
+        return _finding("processor", "yes", f"RAPL: {Rapl(clock, powercap).scope} (not part of a GPU's energy)")
     except MeterUnavailableError as error:
         return _finding("processor", "no", f"{error.reason}: {error.detail} (not needed for a GPU's energy)")
-
-
-def _rapl_scope() -> str:
-    return Rapl(MonotonicClock()).scope
 
 
 def _nvidia() -> Finding:
@@ -141,6 +159,10 @@ def _nvidia() -> Finding:
         return _finding("NVIDIA GPU", "no", "NVML knows none")
     names = ", ".join(facts.name for facts in found)
     return _finding("NVIDIA GPU", "limited", f"NVML ({loaded_library()}) knows {names}, but this device is a processor")
+
+
+def _known(value: int | None, unit: str) -> str:
+    return "unknown" if value is None else f"{value} {unit}"
 
 
 def _word(is_on: bool | None) -> str:

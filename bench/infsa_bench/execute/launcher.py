@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from infsa_bench.energy_plan import EnergyPreset, trials_of_replicate
 from infsa_bench.errors import SpecError, SweepStoppedError
 from infsa_bench.execute.messages import Finding, Finished, RunCommand, StageReached
 from infsa_bench.execute.process import Worker, WorkerCommand, WorkerEndedError, WorkerTimeoutError, worker_command
-from infsa_bench.protocol import EnergyPreset, Protocol, trials_of_replicate
+from infsa_bench.protocol import Protocol
 from infsa_bench.record import Attempt, EnergyCalibration, Failure, Outcome, Stage, TracePoint
 from infsa_bench.spec import Case
 
@@ -107,7 +108,7 @@ class Launcher:
                 protocol=protocol,
                 limit_seconds=limit_seconds,
                 energy=energy,
-                trials=1 if energy is None else trials_of_replicate(energy, case.replicate, protocol.replicates),
+                share=trials_of_replicate(energy, case.replicate, protocol.replicates) if energy else None,
                 calibration=self._calibration,
             )
             worker.send(command)

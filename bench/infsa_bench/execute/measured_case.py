@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from infsa_bench.energy_plan import TrialShare
 from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.execute.instruments import Instruments
 from infsa_bench.execute.messages import RunCommand
@@ -26,7 +27,6 @@ from infsa_bench.measure.latency import (
 )
 from infsa_bench.measure.nvml import THROTTLE_REASONS
 from infsa_bench.measure.stopwatch import Stopwatch
-from infsa_bench.protocol import energy_seconds
 from infsa_bench.record import GpuState, Measurement, Stage, TracePoint
 
 WARMUP_SHARE = 0.25
@@ -110,11 +110,9 @@ class MeasuredCase:
         self._reach("energy")
         iteration_seconds = statistics.median(self._timings.seconds_per_iteration)
         load = self._instruments.load(self._workload.call, iteration_seconds)
-        # Under a time budget: as long as was planned for it, no extra trials.
-        is_limited = command.limit_seconds is not None
-        planned_seconds = energy_seconds(command.energy, command.trials, iteration_seconds) if is_limited else None
+        share = command.share or TrialShare.all_of(command.energy.trials)
         metered = self._meter.read(
-            load, iteration_seconds, command.energy, command.trials, limit_seconds=planned_seconds
+            load, iteration_seconds, command.energy, share, is_limited=command.limit_seconds is not None
         )
         stage_seconds = measurement.stage_seconds | metered.stage_seconds
         return replace(measurement, energy=metered.reading, stage_seconds=stage_seconds), metered.trace

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from infsa_bench.codec import decode, encode
+from infsa_bench.energy_plan import EnergyPreset, TrialShare
 from infsa_bench.errors import SchemaError
-from infsa_bench.protocol import EnergyPreset, Protocol
+from infsa_bench.protocol import Protocol
 from infsa_bench.record import EnergyCalibration, EnergySource, Environment, Failure, Measurement, Stage, TracePoint
 from infsa_bench.spec import Case
 
@@ -42,15 +43,15 @@ class RunCommand:
     """Run one case; answered by any number of StageReached, then Finished.
 
     ``limit_seconds`` is for its warm-up and timing, None for as long as the protocol takes; ``energy`` is how its
-    energy is watched, None for not at all, in so many ``trials``; ``calibration`` is what an earlier worker of the run
-    found out about the energy counter, None for find out yourself.
+    energy is watched, None for not at all, ``share`` the trials that fall to this process, None for all of them;
+    ``calibration`` is what an earlier worker of the run found out about the energy counter, None for find out yourself.
     """
 
     case: Case
     protocol: Protocol
     limit_seconds: float | None
     energy: EnergyPreset | None = None
-    trials: int = 1
+    share: TrialShare | None = None
     calibration: EnergyCalibration | None = None
 
 

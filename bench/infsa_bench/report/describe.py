@@ -7,14 +7,13 @@ from collections.abc import Iterable, Sequence
 
 from infsa_bench.analyze.energy import SYSTEMATIC_RELATIVE
 from infsa_bench.analyze.summary import MIN_PROCESSES, SummaryRow
+from infsa_bench.energy_plan import energy_preset, trials_of_replicate
 from infsa_bench.protocol import (
     PRECISION_TARGET,
     SLOW_ITERATION_SECONDS,
     SLOW_MAX_TIMED_SECONDS,
     SLOW_TIMED_ITERATIONS,
     Protocol,
-    energy_preset,
-    trials_of_replicate,
 )
 from infsa_bench.record import Environment, GpuFacts
 from infsa_bench.report.units import format_bytes, format_duration, significant
@@ -157,7 +156,7 @@ def _describe_energy(settings: Settings, rows: Sequence[SummaryRow]) -> str:
         reasons = "; ".join(_energy_reason(row) for row in reversed(lacking.values()))
         return "Energy: not measured" + (f": {reasons}" if reasons else "")
     replicates = settings.protocol.replicates
-    trials = sum(trials_of_replicate(preset, replicate, replicates) for replicate in range(replicates))
+    trials = trials_of_replicate(preset, 0, replicates).total
     parts = [
         f"Energy: {', '.join(sources)}",
         f"preset {preset.name}: {trials} trials a cell, each of {preset.window_seconds:g} s or more",

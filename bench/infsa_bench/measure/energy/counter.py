@@ -7,11 +7,11 @@ import statistics
 from dataclasses import replace
 from itertools import pairwise
 
+from infsa_bench.energy_plan import WindowPlan, discarded_seconds
 from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.measure.energy.clock import Clock
 from infsa_bench.measure.energy.load import Idle, Load, running
 from infsa_bench.measure.energy.observer import NEVER_NS, POLL_NS, Edge, Observer
-from infsa_bench.measure.energy.plan import WindowPlan, discarded_seconds
 from infsa_bench.measure.energy.trace import WatchedTrial, power_joules, rise_seconds
 from infsa_bench.measure.nvml import Gpu
 from infsa_bench.record import EnergyCalibration, EnergyWindow
@@ -103,7 +103,12 @@ class NvmlCounter:
         self._observer.arm(NEVER_NS)
         return edges
 
-    def settle(self, load: Load, seconds: float, calibration: EnergyCalibration) -> None:
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Nothing beside what the trials themselves show."""
+        return ()
+
+    def settle(self, load: Load, seconds: float, calibration: EnergyCalibration) -> float | None:
         """Run the load until the device is warm, and learn where the counter's updates are.
 
         Raises:
@@ -112,6 +117,7 @@ class NvmlCounter:
         with running(load):
             load.keep_busy(self._clock.now_ns() + round(seconds * 1e9))
             self._last_edge = self._edge_after(load, self._clock.now_ns(), calibration.period_seconds)
+        return load.seconds_per_iteration()
 
     def watch(self, load: Load, plans: tuple[WindowPlan, ...], calibration: EnergyCalibration) -> WatchedTrial:
         """Return the windows of one trial, and what was sampled meanwhile; after :meth:`settle`.

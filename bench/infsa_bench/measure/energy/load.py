@@ -35,6 +35,9 @@ class Load(Protocol):
     def iterations_between(self, begin_ns: int, end_ns: int) -> float:
         """Return how many iterations ran between two moments since the last :meth:`begin`, fractions at both ends."""
 
+    def seconds_per_iteration(self) -> float | None:
+        """Return how long an iteration took since the last :meth:`begin`; None if none did. After :meth:`drain`."""
+
 
 @contextmanager
 def running(load: Load) -> Iterator[None]:
@@ -66,6 +69,10 @@ class Idle:
         """Return 0."""
         return 0.0
 
+    def seconds_per_iteration(self) -> float | None:
+        """Return None."""
+        return None
+
 
 class HostLoad:
     """Load on a device that is done when the call returns (a CPU)."""
@@ -91,6 +98,10 @@ class HostLoad:
     def iterations_between(self, begin_ns: int, end_ns: int) -> float:
         """Return how many iterations ran between two moments."""
         return count_iterations(self._ends_ns, begin_ns, end_ns)
+
+    def seconds_per_iteration(self) -> float | None:
+        """Return how long an iteration took since :meth:`begin`."""
+        return mean_seconds(self._ends_ns)
 
 
 class CudaLoad:
@@ -144,6 +155,10 @@ class CudaLoad:
         """Return how many iterations ran between two moments; after :meth:`drain`."""
         return count_iterations(self._ends_ns, begin_ns, end_ns)
 
+    def seconds_per_iteration(self) -> float | None:
+        """Return how long an iteration took since :meth:`begin`."""
+        return mean_seconds(self._ends_ns)
+
     def _launch(self) -> None:
         self._call()
         event = self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)
@@ -174,3 +189,8 @@ def count_iterations(ends_ns: Sequence[int], begin_ns: int, end_ns: int) -> floa
         return index - 1 + (ns - ends_ns[index - 1]) / (ends_ns[index] - ends_ns[index - 1])
 
     return count_until(end_ns) - count_until(begin_ns)
+
+
+def mean_seconds(ends_ns: Sequence[int]) -> float | None:
+    """Return the mean duration of iterations; ``ends_ns`` as in :func:`count_iterations`."""
+    return (ends_ns[-1] - ends_ns[0]) / (len(ends_ns) - 1) / 1e9 if len(ends_ns) > 1 else None

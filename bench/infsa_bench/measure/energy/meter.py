@@ -8,21 +8,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from infsa_bench.energy_plan import (
+    UNKNOWN_PERIOD_SECONDS,
+    EnergyPreset,
+    TrialShare,
+    WindowPlan,
+    energy_seconds,
+    number_of_trials,
+    plan_trial,
+    settle_seconds,
+)
 from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.intervals import mean_half_width
 from infsa_bench.measure.energy.clock import Clock
 from infsa_bench.measure.energy.counter import SLOW_COUNTER_SECONDS, NvmlCounter
 from infsa_bench.measure.energy.load import Idle, Load
-from infsa_bench.measure.energy.observer import Observer, Sample
-from infsa_bench.measure.energy.plan import UNKNOWN_PERIOD_SECONDS, WindowPlan, plan_trial
+from infsa_bench.measure.energy.observer import NEVER_NS, Observer, Sample
 from infsa_bench.measure.energy.trace import WatchedTrial
 from infsa_bench.measure.nvml import THROTTLE_REASONS, Gpu
 from infsa_bench.measure.stopwatch import Stopwatch
-from infsa_bench.protocol import EnergyPreset, number_of_trials
-from infsa_bench.record import EnergyCalibration, EnergyReading, EnergyTrial, EnergyWindow, TracePoint
+from infsa_bench.record import EnergyCalibration, EnergyReading, EnergyTrial, EnergyWindow, TracePoint, crosscheck_gap
 
-SETTLE_SECONDS = 1.0
-SETTLE_PERIODS = 10
 SMOOTH_PERIOD_SECONDS = 0.005
 CROSSCHECK_GAP = 0.10
 DRIFT_CELSIUS = 5
@@ -31,7 +37,10 @@ DRIFT_CELSIUS = 5
 TARGET_HALF_WIDTH = 0.02
 """Relative to the mean; with a wider interval there are up to twice as many trials."""
 
-LEAST_TRIALS_TO_EXTEND = 3
+LEAST_TRIALS_TO_EXTEND = 2
+"""Of one alone nobody can tell; where replicates share the trials among them, they are what shows the scatter."""
+
+LIMIT_SLACK = 1.25
 MAX_THROTTLED_REPEATS = 2
 EMPTY_GPU_BYTES = 2**30
 """What a context of our own may take beside the allocator's memory, with the libraries that it loads; a second one
@@ -52,8 +61,12 @@ class Meter(Protocol):
     def calibrate_under_load(self, load: Load, calibration: EnergyCalibration) -> EnergyCalibration:
         """Find out what only a load shows."""
 
-    def settle(self, load: Load, seconds: float, calibration: EnergyCalibration) -> None:
-        """Run the load until the device is warm."""
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What is to be doubted of what was watched since :meth:`settle`."""
+
+    def settle(self, load: Load, seconds: float, calibration: EnergyCalibration) -> float | None:
+        """Run the load until the device is warm; return how long an iteration takes then, None if that is unknown."""
 
     def watch(self, load: Load, plans: tuple[WindowPlan, ...], calibration: EnergyCalibration) -> WatchedTrial:
         """Return one trial."""
@@ -126,13 +139,16 @@ class EnergyMeter:
         raise failures[0]
 
     def read(
-        self, load: Load, iteration_seconds: float, preset: EnergyPreset, trials: int, *, limit_seconds: float | None
+        self, load: Load, iteration_seconds: float, preset: EnergyPreset, share: TrialShare, *, is_limited: bool = False
     ) -> MeterResult:
-        """Return the energy of ``load``, whatever happens: a meter that fails is a reading with a reason."""
+        """Return the energy of ``load``, whatever happens: a meter that fails is a reading with a reason.
+
+        Under a time budget (``is_limited``) there are no extra trials, and none after much more than the planned time.
+        """
         stopwatch = Stopwatch(self._clock.now_ns)
         samples: list[Sample] = []
         try:
-            reading = self._read(load, iteration_seconds, preset, trials, limit_seconds, stopwatch, samples)
+            reading = self._read(load, iteration_seconds, preset, share, is_limited, stopwatch, samples)
         except MeterUnavailableError as error:
             reading = not_measured(error)
         return MeterResult(reading=reading, trace=_trace(samples), stage_seconds=stopwatch.seconds)
@@ -142,8 +158,8 @@ class EnergyMeter:
         load: Load,
         iteration_seconds: float,
         preset: EnergyPreset,
-        trials: int,
-        limit_seconds: float | None,
+        share: TrialShare,
+        is_limited: bool,
         stopwatch: Stopwatch,
         samples: list[Sample],
     ) -> EnergyReading:
@@ -159,9 +175,19 @@ class EnergyMeter:
         period_seconds = sensor_period_seconds(calibration)
         if calibration.source == "nvml_counter":
             calibration = replace(calibration, period_seconds=period_seconds)
+        begin_seconds = stopwatch.elapsed_seconds()
         with stopwatch.stage("settle"):
-            meter.settle(load, max(SETTLE_SECONDS, SETTLE_PERIODS * period_seconds), calibration)
-        count = number_of_trials(preset, trials, iteration_seconds)
+            settled = meter.settle(load, settle_seconds(period_seconds), calibration)
+        # Under sustained load iterations may be longer than they were when they were timed; the plan must fit them.
+        iteration_seconds = settled or iteration_seconds
+        planned_seconds = energy_seconds(
+            preset,
+            share,
+            iteration_seconds,
+            period_seconds=period_seconds,
+            rise_seconds=calibration.rise_seconds,
+        )
+        count = number_of_trials(preset, share.count, iteration_seconds)
         target, repeats = count, 0
         done: list[EnergyTrial] = []
         doubts = list(calibration.doubts)
@@ -169,29 +195,28 @@ class EnergyMeter:
             doubts.append("slow_counter")
         first_ns = self._clock.now_ns()
         while len(done) < target:
-            if done and limit_seconds is not None and stopwatch.elapsed_seconds() > limit_seconds:
+            if done and is_limited and stopwatch.elapsed_seconds() - begin_seconds > LIMIT_SLACK * planned_seconds:
                 doubts.append("time_limited")
                 break
             plans = plan_trial(
                 preset,
                 iteration_seconds=iteration_seconds,
                 period_seconds=period_seconds,
-                trial=len(done) % count,
-                trials=count,
+                trial=share.first + len(done),
+                total=share.total,
             )
-            begin_seconds = (self._clock.now_ns() - first_ns) / 1e9
+            trial_seconds = (self._clock.now_ns() - first_ns) / 1e9
             with stopwatch.stage("window"):
                 watched = meter.watch(load, plans, calibration)
-            done.append(_trial(watched, begin_seconds))
+            done.append(_trial(watched, trial_seconds))
             samples.extend(watched.samples)
+            if is_limited:
+                continue
             if done[-1].throttle_reasons and repeats < MAX_THROTTLED_REPEATS:
                 repeats += 1
                 target += 1
-            if (
-                len(done) == count + repeats == target
-                and not _is_settled(done, count)
-                and count >= LEAST_TRIALS_TO_EXTEND
-            ):
+            can_extend = count >= LEAST_TRIALS_TO_EXTEND and target == count + repeats
+            if len(done) == target and can_extend and not _is_settled(done, count):
                 target += count
         windows = tuple(window for trial in done for window in trial.windows)
         doubts += self._doubts(done, count, samples, meter)
@@ -219,15 +244,17 @@ class EnergyMeter:
 
     @contextmanager
     def observing(self) -> Iterator[None]:
-        """Sample a GPU's power as during a trial, whatever runs inside."""
+        """Sample a GPU's power as during a trial, and read its counter all the time, whatever runs inside."""
         if self._observer is None:
             yield
             return
         period_seconds = sensor_period_seconds(self.calibration) if self.calibration else UNKNOWN_PERIOD_SECONDS
         self._observer.start_trace(period_seconds / 2)
+        self._observer.arm(self._clock.now_ns(), every=True)
         try:
             yield
         finally:
+            self._observer.arm(NEVER_NS)
             self._observer.stop_trace()
 
     def close(self) -> None:
@@ -236,7 +263,7 @@ class EnergyMeter:
             self._observer.close()
 
     def _sharing(self) -> tuple[str, ...]:
-        """Return the doubt ``shared`` where somebody else seems to use the idle GPU."""
+        """Return what makes the idle GPU doubtful: somebody else on it, or power that comes and goes without us."""
         if self._gpu is None or self._observer is None:
             return ()
         self._observer.start_trace(SHARING_SAMPLE_SECONDS)
@@ -246,21 +273,22 @@ class EnergyMeter:
             idle.keep_busy(min(end_ns, self._observer.due_ns))
             self._observer.edge()
         samples = self._observer.stop_trace()
-        state = self._gpu.state()
-        if state.foreign_processes is not None:
-            return ("shared",) if state.foreign_processes > 0 else ()
-        # The driver does not list even ourselves: who else is there can only be inferred.
         watts = [sample.power_watts for sample in samples if sample.power_watts is not None]
         is_restless = bool(watts) and max(watts) - min(watts) > IDLE_POWER_SPREAD * statistics.median(watts)
-        foreign_bytes = (state.memory_used_bytes or 0) - self._own_bytes()
-        is_shared = foreign_bytes > EMPTY_GPU_BYTES or (state.utilization_percent or 0) > 0 or is_restless
-        return ("shared",) if is_shared else ()
+        state = self._gpu.state()
+        if state.foreign_processes is not None:
+            is_shared = state.foreign_processes > 0
+        else:
+            # The driver does not list even ourselves: who else is there can only be inferred.
+            foreign_bytes = (state.memory_used_bytes or 0) - self._own_bytes()
+            is_shared = foreign_bytes > EMPTY_GPU_BYTES or (state.utilization_percent or 0) > 0
+        return tuple(name for name, holds in {"shared": is_shared, "restless_idle": is_restless}.items() if holds)
 
     def _doubts(self, done: list[EnergyTrial], count: int, samples: list[Sample], meter: Meter) -> list[str]:
         gap = crosscheck_gap(done)
         found = {
-            "shared": any((sample.foreign_processes or 0) > 0 for sample in samples)
-            or "shared" in getattr(meter, "doubts", ()),
+            **dict.fromkeys(meter.doubts, True),
+            "shared": "shared" in meter.doubts or any((sample.foreign_processes or 0) > 0 for sample in samples),
             "throttled": any(trial.throttle_reasons for trial in done),
             "counter_vs_power": gap is not None and abs(gap) > CROSSCHECK_GAP,
             "temperature_drift": _drift_celsius(done[-count:]) > DRIFT_CELSIUS,
@@ -272,6 +300,7 @@ class EnergyMeter:
 
 DETAILS = {
     "shared": "other processes used the device",
+    "restless_idle": "power came and went while the device should have been idle",
     "throttled": "heat or hardware protection held the clocks back",
     "counter_vs_power": f"counter and sampled power differ by more than {CROSSCHECK_GAP:.0%}",
     "temperature_drift": f"the temperature changed by more than {DRIFT_CELSIUS} degrees",
@@ -300,15 +329,6 @@ def sensor_period_seconds(calibration: EnergyCalibration) -> float:
 def not_measured(error: MeterUnavailableError) -> EnergyReading:
     """Return the reading that says that there is none, and why."""
     return EnergyReading(status="not_measured", reason=error.reason, detail=error.detail)
-
-
-def crosscheck_gap(trials: Sequence[EnergyTrial]) -> float | None:
-    """Return by how much the integral of sampled power exceeds the counter, relative; None where it was not sampled."""
-    windows = [window for trial in trials for window in trial.windows if window.power_joules is not None]
-    if not windows:
-        return None
-    sampled = sum(window.power_joules for window in windows if window.power_joules is not None)
-    return sampled / sum(window.joules for window in windows) - 1
 
 
 def _trace(samples: Sequence[Sample]) -> tuple[TracePoint, ...]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 
+from infsa_bench.energy_plan import (
+    AVERAGED_RISE_SECONDS,
+    CONTINUOUS_BELOW_SECONDS,
+    UNKNOWN_PERIOD_SECONDS,
+    WindowPlan,
+)
 from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.measure.energy.clock import Clock
 from infsa_bench.measure.energy.counter import IDLE_SECONDS
 from infsa_bench.measure.energy.load import Idle, Load, running
 from infsa_bench.measure.energy.observer import Observer
-from infsa_bench.measure.energy.plan import (
-    AVERAGED_RISE_SECONDS,
-    UNKNOWN_PERIOD_SECONDS,
-    WindowPlan,
-)
 from infsa_bench.measure.energy.trace import WatchedTrial, power_joules
 from infsa_bench.measure.nvml import Gpu
-from infsa_bench.protocol import CONTINUOUS_BELOW_SECONDS
 from infsa_bench.record import EnergyCalibration, EnergyWindow
 
 SAMPLE_SECONDS = 0.02
@@ -68,10 +68,16 @@ class NvmlPower:
         """Return what is known already: there is no counter whose period could be found."""
         return calibration
 
-    def settle(self, load: Load, seconds: float, calibration: EnergyCalibration) -> None:
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Nothing beside what the calibration says of all of them."""
+        return ()
+
+    def settle(self, load: Load, seconds: float, calibration: EnergyCalibration) -> float | None:
         """Run the load until the device is warm."""
         with running(load):
             load.keep_busy(self._clock.now_ns() + round(seconds * 1e9))
+        return load.seconds_per_iteration()
 
     def watch(self, load: Load, plans: tuple[WindowPlan, ...], calibration: EnergyCalibration) -> WatchedTrial:
         """Return one long window, of whole iterations as the longest plan is.

@@ -11,11 +11,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from infsa_bench.energy_plan import WindowPlan
 from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.measure.energy.clock import Clock
 from infsa_bench.measure.energy.counter import IDLE_SECONDS
 from infsa_bench.measure.energy.load import Idle, Load
-from infsa_bench.measure.energy.plan import WindowPlan
 from infsa_bench.measure.energy.trace import WatchedTrial
 from infsa_bench.record import EnergyCalibration, EnergyScope, EnergyWindow
 
@@ -98,9 +98,10 @@ class Rapl:
         """Return what is known already: these counters move faster than anything that is watched."""
         return calibration
 
-    def settle(self, load: Load, seconds: float, calibration: EnergyCalibration) -> None:
+    def settle(self, load: Load, seconds: float, calibration: EnergyCalibration) -> float | None:
         """Begin to look for other processes anew; timing has just warmed the processor up."""
         self._is_shared = False
+        return None
 
     def watch(self, load: Load, plans: tuple[WindowPlan, ...], calibration: EnergyCalibration) -> WatchedTrial:
         """Return one window of whole iterations, as long as all planned ones; raises as :meth:`Zone.read` does."""
