@@ -17,12 +17,11 @@ from infsa_bench.measure.energy.load import HostLoad
 from infsa_bench.measure.energy.meter import EnergyMeter
 from infsa_bench.measure.energy.rapl import (
     HIGHEST_WATTS,
-    SHARED_CORES,
     UPDATE_SECONDS,
     Rapl,
     find_zones,
-    own_seconds,
 )
+from infsa_bench.measure.processors import SHARED_CORES, own_seconds
 from infsa_bench.record import EnergyCalibration
 
 QUICK = ENERGY_PRESETS["quick"]

@@ -72,6 +72,7 @@ def test_a_measured_row() -> None:
             latency_p5_seconds=0.0125,
             latency_p95_seconds=pytest.approx(0.0575, rel=1e-15),
             latency_p99_seconds=None,
+            latency_max_seconds=0.06,
             timed_iterations=6,
             lag1_autocorrelation=lag1_autocorrelation(latencies_seconds),
             effective_samples=effective_samples(latencies_seconds),
@@ -103,6 +104,11 @@ def test_a_measured_row() -> None:
             power_limit_watts=700.0,
             power_capped_fraction=0.0,
             window_images_per_second=700.0,
+            energy_systematic_relative=0.05,
+            energy_crosscheck_gap=energy.crosscheck_gap,
+            energy_change_per_trial=energy.change_per_trial,
+            temperature_low_celsius=energy.temperature_low_celsius,
+            temperature_high_celsius=energy.temperature_high_celsius,
             flags=("time_limited", "energy_throughput_gap"),
         )
     ]
@@ -362,7 +368,7 @@ def test_replicates_that_failed_are_flagged_beside_the_numbers_of_the_others() -
         make_failure("timeout"),
     )
     assert (row.status, row.reason, row.processes, row.latency_seconds) == ("ok", "", 2, 0.02)
-    assert row.flags == ("time_limited", "timeout_in_2_of_5", "oom_in_1_of_5")
+    assert row.flags == ("time_limited", "processes_disagree", "timeout_in_2_of_5", "oom_in_1_of_5")
     assert row.energy_status == "not_measured"
 
 
@@ -448,3 +454,9 @@ def test_energy_under_other_conditions_than_the_throughput_is_flagged(
         [seconds_per_iteration] * 3, seconds_per_iteration=[seconds_per_iteration] * 3, energy=make_energy()
     )
     assert ("energy_throughput_gap" in summarize_one(measurement).flags) == is_flagged
+
+
+@pytest.mark.parametrize(("other", "is_flagged"), [(0.0105, False), (0.0112, True), (0.0088, True)])
+def test_processes_that_disagree_are_flagged(other: float, is_flagged: bool) -> None:
+    measurements = [make_measurement([value] * 3, seconds_per_iteration=[value] * 3) for value in (0.010, other)]
+    assert ("processes_disagree" in summarize_one(*measurements).flags) == is_flagged

@@ -26,6 +26,9 @@ MIN_P99_SAMPLES = 100
 LATENCY_THROUGHPUT_GAP = 0.05
 """Relative difference of latency and time per iteration above which a row is flagged: waiting for the host, mostly."""
 
+PROCESSES_DISAGREE = 0.1
+"""Relative difference between the medians of the slowest and the fastest process above which a row is flagged."""
+
 ENERGY_THROUGHPUT_GAP = 0.05
 """The same between throughput as timed and throughput in the windows of the energy: they saw different conditions."""
 
@@ -61,7 +64,8 @@ class SummaryRow:
         energy_status: None for a failed cell; this and all below as in EnergySummary, J/image with its 95 % interval.
         power_limit_watts: highest that held before timing; flagged if it changed.
         flags: those of all replicates; then what follows from the numbers: ``launch_bound``,
-            ``latency_throughput_gap``, ``energy_throughput_gap``, ``power_limit_changed``, and e.g. ``oom_in_1_of_3``.
+            ``latency_throughput_gap``, ``energy_throughput_gap``, ``processes_disagree``, ``power_limit_changed``,
+            and e.g. ``oom_in_1_of_3``.
     """
 
     case: Case
@@ -77,6 +81,7 @@ class SummaryRow:
     latency_p5_seconds: float | None = None
     latency_p95_seconds: float | None = None
     latency_p99_seconds: float | None = None
+    latency_max_seconds: float | None = None
     timed_iterations: int | None = None
     lag1_autocorrelation: float | None = None
     effective_samples: float | None = None
@@ -108,6 +113,11 @@ class SummaryRow:
     power_limit_watts: float | None = None
     power_capped_fraction: float | None = None
     window_images_per_second: float | None = None
+    energy_systematic_relative: float | None = None
+    energy_crosscheck_gap: float | None = None
+    energy_change_per_trial: float | None = None
+    temperature_low_celsius: int | None = None
+    temperature_high_celsius: int | None = None
     flags: tuple[str, ...] = ()
 
 
@@ -146,6 +156,7 @@ def _row(records: Sequence[Record]) -> SummaryRow:
         "latency_throughput_gap": abs(latency / seconds_per_iteration - 1) > LATENCY_THROUGHPUT_GAP,
         "energy_throughput_gap": energy.window_images_per_second is not None
         and abs(energy.window_images_per_second * seconds_per_iteration / case.batch_size - 1) > ENERGY_THROUGHPUT_GAP,
+        "processes_disagree": _spread([item.latencies_seconds for item in measured]) > PROCESSES_DISAGREE,
         "power_limit_changed": len(_power_limits(measured)) > 1,
     }
     flags = [flag for item in measured for flag in item.flags]
@@ -165,6 +176,7 @@ def _row(records: Sequence[Record]) -> SummaryRow:
         latency_p5_seconds=float(np.percentile(pooled, 5)),
         latency_p95_seconds=float(np.percentile(pooled, 95)),
         latency_p99_seconds=float(np.percentile(pooled, 99)) if len(pooled) >= MIN_P99_SAMPLES else None,
+        latency_max_seconds=float(pooled.max()),
         timed_iterations=len(pooled),
         lag1_autocorrelation=statistics.median(lag1_autocorrelation(item.latencies_seconds) for item in measured),
         effective_samples=sum(effective_samples(item.latencies_seconds) for item in measured),
@@ -195,6 +207,11 @@ def _row(records: Sequence[Record]) -> SummaryRow:
         power_limit_watts=max(_power_limits(measured), default=None),
         power_capped_fraction=energy.power_capped_fraction,
         window_images_per_second=energy.window_images_per_second,
+        energy_systematic_relative=energy.systematic_relative,
+        energy_crosscheck_gap=energy.crosscheck_gap,
+        energy_change_per_trial=energy.change_per_trial,
+        temperature_low_celsius=energy.temperature_low_celsius,
+        temperature_high_celsius=energy.temperature_high_celsius,
         stage_seconds=_stage_seconds(measured),
         flags=tuple(dict.fromkeys(flags)),
     )
@@ -230,6 +247,11 @@ def _latency_interval(
 def _power_limits(measured: Iterable[Measurement]) -> set[float]:
     states = [item.state_before for item in measured]
     return {state.power_limit_watts for state in states if state is not None and state.power_limit_watts is not None}
+
+
+def _spread(samples_of_processes: Sequence[Sequence[float]]) -> float:
+    medians = [statistics.median(samples) for samples in samples_of_processes]
+    return max(medians) / min(medians) - 1
 
 
 def _stage_seconds(measured: Sequence[Measurement]) -> tuple[tuple[str, float], ...]:

@@ -26,6 +26,7 @@ from infsa_bench.measure.latency import (
     warm_up,
 )
 from infsa_bench.measure.nvml import THROTTLE_REASONS
+from infsa_bench.measure.processors import OtherLoad
 from infsa_bench.measure.stopwatch import Stopwatch
 from infsa_bench.record import GpuState, Measurement, Stage, TracePoint
 
@@ -63,20 +64,24 @@ class MeasuredCase:
         self._reach("timing")
         gpu, peak_memory = self._instruments.gpu, self._instruments.peak_memory
         state_before = gpu.state() if gpu else None
+        others = OtherLoad() if device.type == "cpu" else None
         compiled_before = compiled_graphs()
         peak_memory.reset()
         left = None if limit is None else max(0.0, limit - sum(warmup_seconds))
         with stopwatch.stage("latency"):
             self._timings = timings = time_case(workload.call, protocol, device, limit_seconds=left)
+        is_shared = others is not None and others.is_shared()
         peak = peak_memory.read()
         process_bytes = gpu.process_bytes() if gpu else None
         state_after = gpu.state() if gpu else None
+        is_shared |= any((state.foreign_processes or 0) > 0 for state in (state_before, state_after) if state)
         flags = {
             "time_limited": timings.time_limited,
             "not_converged": timings.converged is False,
             "launches_in_gpu_seconds": timings.launches_in_gpu_seconds,
             "recompiled": compiled_graphs() != compiled_before,
             "throttled": _is_throttled(state_before, state_after),
+            "shared": is_shared,
             "non_finite_output": not bool(torch.isfinite(timings.last_output).all()),
         }
         return Measurement(

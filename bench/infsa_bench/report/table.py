@@ -65,6 +65,8 @@ WHOLE_NUMBERS = (
     "peak_reserved_bytes",
     "nvml_process_bytes",
     "energy_trials",
+    "temperature_low_celsius",
+    "temperature_high_celsius",
 )
 
 
@@ -119,6 +121,7 @@ def render_terminal(title: str, rows: Sequence[SummaryRow]) -> Table:
         # Flags, reasons and uncertainties would not fit; they stand below the table and in the report.
         cells["status"] = row.status + ("*" if row.flags else "")
         cells["J/image"] = _energy(row, short=True)
+        cells["95 % interval"] = _interval(row, short=True)
         table.add_row(*(Text(cells[column]) for column in columns))
     return table
 
@@ -181,15 +184,19 @@ def _cells(row: SummaryRow) -> list[str]:
     ]
 
 
-def _interval(row: SummaryRow) -> str:
-    """The interval of the latency, or why there is none."""
+def _interval(row: SummaryRow, *, short: bool = False) -> str:
+    """The interval of the latency, or why there is none and, unless ``short``, the range of all times instead."""
     if row.latency_low_seconds is not None and row.latency_high_seconds is not None:
         return format_interval_seconds(row.latency_low_seconds, row.latency_high_seconds)
     if row.processes is None or row.timed_iterations is None:
         return ""
     if row.processes > 1:
-        return f"{row.processes} processes"
-    return f"n = {row.timed_iterations}" if row.timed_iterations < MIN_SAMPLES else "correlated"
+        reason = f"{row.processes} processes"
+    else:
+        reason = f"n = {row.timed_iterations}" if row.timed_iterations < MIN_SAMPLES else "correlated"
+    if short or row.latency_min_seconds is None or row.latency_max_seconds is None:
+        return reason
+    return f"{reason}; range {format_interval_seconds(row.latency_min_seconds, row.latency_max_seconds)}"
 
 
 def _energy(row: SummaryRow, *, short: bool = False) -> str:

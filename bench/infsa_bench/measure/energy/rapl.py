@@ -1,12 +1,11 @@
 """Energy of processors through RAPL, the counters that Linux shows under ``/sys/class/powercap``.
 
 They count a whole package (and its memory, where there is such a zone), whoever uses it, and move about every
-millisecond. Imports no torch.
+millisecond.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,13 @@ from infsa_bench.measure.energy.clock import Clock
 from infsa_bench.measure.energy.counter import IDLE_SECONDS
 from infsa_bench.measure.energy.load import Idle, Load
 from infsa_bench.measure.energy.trace import WatchedTrial
+from infsa_bench.measure.processors import STAT, OtherLoad
 from infsa_bench.record import EnergyCalibration, EnergyScope, EnergyWindow
 
 ROOT = Path("/sys/class/powercap")
-STAT = Path("/proc/stat")
 UPDATE_SECONDS = 0.001
 HIGHEST_WATTS = 1000.0
 """No socket draws more: a counter that could wrap twice between two readings at this power is of no use."""
-
-SHARED_CORES = 0.05
-"""Share of all cores that other processes may use before a reading is doubted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +118,7 @@ class Rapl:
     def _watch(self, load: Load, seconds: float) -> EnergyWindow:
         wrap_ns = min(zone.least_wrap_seconds for zone in self._zones) * 1e9
         load.begin()
-        begin_ns, begin_joules, begin_stat = self._clock.now_ns(), self._read_joules(), self._machine_seconds()
-        begin_own = own_seconds()
+        begin_ns, begin_joules, others = self._clock.now_ns(), self._read_joules(), OtherLoad(self._stat)
         end_ns = begin_ns + round(seconds * 1e9)
         while (now_ns := self._clock.now_ns()) < end_ns:
             # Short enough that no counter can pass half its range unseen, if no iteration is longer than that.
@@ -133,12 +128,8 @@ class Rapl:
                 detail = f"an iteration is so long that a counter could wrap unseen, after {wrap_ns / 1e9:.0f} s"
                 raise MeterUnavailableError("counter_wraps", detail)
         last_ns, joules = self._clock.now_ns(), self._read_joules() - begin_joules
-        end_stat, own = self._machine_seconds(), own_seconds() - begin_own
+        self._is_shared |= others.is_shared()
         load.drain()
-        if begin_stat is not None and end_stat is not None:
-            (begin_busy, begin_all), (end_busy, end_all) = begin_stat, end_stat
-            others = end_busy - begin_busy - own
-            self._is_shared |= end_all > begin_all and others / (end_all - begin_all) > SHARED_CORES
         return EnergyWindow(
             joules=joules,
             iterations=load.iterations_between(begin_ns, last_ns),
@@ -154,25 +145,6 @@ class Rapl:
             self._joules += ((count - self._counts[index]) % (zone.wraps_after + 1)) / 1e6
             self._counts[index] = count
         return self._joules
-
-    def _machine_seconds(self) -> tuple[float, float] | None:
-        """Return busy and all seconds of the machine's cores since it started; None where the system tells neither."""
-        try:
-            user, nice, system, idle, iowait, irq, softirq, steal = (
-                int(field) for field in self._stat.read_text().split("\n", 1)[0].split()[1:9]
-            )
-        except (OSError, ValueError):
-            return None
-        hertz = os.sysconf("SC_CLK_TCK")
-        # What a hypervisor gives to other machines is their use of our package.
-        busy = user + nice + system + irq + softirq + steal
-        return busy / hertz, (busy + idle + iowait) / hertz
-
-
-def own_seconds() -> float:
-    """Return the processor time of this process, all its threads together."""
-    times = os.times()
-    return times.user + times.system
 
 
 def find_zones(root: Path) -> tuple[list[Zone], EnergyScope]:
