@@ -21,6 +21,7 @@ from infsa_bench.execute import diagnosis
 from infsa_bench.execute.diagnosis import diagnose
 from infsa_bench.execute.instruments import Instruments, gpu_energy_source, open_instruments, refuse_shared_counters
 from infsa_bench.execute.messages import Finding
+from infsa_bench.measure import processors
 from infsa_bench.measure.memory import Peak, PeakMemory
 from infsa_bench.measure.nvml import Gpu
 from infsa_bench.record import EnergySource
@@ -97,11 +98,35 @@ def line(fake: FakeNvml, name: str) -> tuple[str, str]:
     return finding.verdict, finding.detail
 
 
+class Cores:
+    """A clock, and the load of 8 cores in ``stat``: as much of theirs as time passes, ``busy`` a part of it."""
+
+    def __init__(self, stat: Path, busy: float = 0.0) -> None:
+        self.stat = stat
+        self._busy = busy
+        self._seconds = 0.0
+        self.sleep_until(0)
+
+    def now_ns(self) -> int:
+        return round(self._seconds * 1e9)
+
+    def sleep_until(self, ns: int) -> None:
+        self._seconds = ns / 1e9
+        ticks = 8 * self._seconds * os.sysconf("SC_CLK_TCK")
+        self.stat.write_text(f"cpu  {round(ticks * self._busy)} 0 0 {round(ticks * (1 - self._busy))} 0 0 0 0 0 0\n")
+
+
+@pytest.fixture
+def cores(tmp_path: Path) -> Cores:
+    """Cores that nobody uses."""
+    return Cores(tmp_path / "stat")
+
+
 def on_processor(
-    instruments: Instruments | None = None, powercap: Path = Path("/nonexistent")
+    cores: Cores, instruments: Instruments | None = None, powercap: Path = Path("/nonexistent")
 ) -> dict[str, tuple[str, str]]:
     instruments = instruments or without_meter(no_energy=RAPL_ABSENT)
-    findings = diagnose(PROCESSOR, instruments, selfcheck=False, powercap=powercap)
+    findings = diagnose(PROCESSOR, instruments, selfcheck=False, clock=cores, powercap=powercap, stat=cores.stat)
     return {finding.name: (finding.verdict, finding.detail) for finding in findings}
 
 
@@ -185,6 +210,14 @@ def test_a_gpu_that_nvml_does_not_know(board: FakeNvml) -> None:
 def test_the_period_of_the_counter(board: FakeNvml, period_ms: int, verdict: str, detail: str) -> None:
     board.device(0).period_ns = board.device(0).window_ns = period_ms * 1_000_000
     assert line(board, "counter period") == (verdict, detail)
+
+
+def test_the_period_of_a_counter_that_is_not_punctual(board: FakeNvml) -> None:
+    """A late update now and then is not its period."""
+    board.device(0).jitter_sd = 0.2
+    verdict, detail = line(board, "counter period")
+    assert verdict == "yes"
+    assert 90 <= float(detail.split()[0]) <= 110
 
 
 def test_a_counter_that_stands_still(board: FakeNvml) -> None:
@@ -297,61 +330,84 @@ def test_the_processor_beside_a_gpu(board: FakeNvml, tmp_path: Path) -> None:
     assert found.detail.endswith("(not needed for a GPU's energy)")
 
 
-def test_a_processor_without_energy(board: FakeNvml) -> None:
-    found = on_processor()
-    assert list(found) == ["device", "time", "memory", "energy", "NVIDIA GPU"]
+def test_a_processor_without_energy(cores: Cores, board: FakeNvml) -> None:
+    found = on_processor(cores)
+    assert list(found) == ["device", "time", "memory", "energy", "sharing", "NVIDIA GPU"]
     assert found["device"] == ("yes", "cpu: Xeon 8481C, 16.0 GiB")
     assert found["time"] == ("yes", "host clock; 4 threads on 8 cores")
     assert found["energy"] == ("no", "rapl_absent: no package")
 
 
-def test_a_processor_with_energy(board: FakeNvml, tmp_path: Path) -> None:
-    found = on_processor(without_meter(source="rapl"), make_zones(tmp_path, ["package-0"]))
+def test_a_processor_with_energy(cores: Cores, board: FakeNvml, tmp_path: Path) -> None:
+    found = on_processor(cores, without_meter(source="rapl"), make_zones(tmp_path, ["package-0"]))
     assert found["energy"] == ("yes", "rapl: package")
 
 
-def test_a_gpu_that_torch_cannot_use(board: FakeNvml) -> None:
+@pytest.mark.parametrize(
+    ("busy", "verdict", "detail"),
+    [
+        (0.0, "yes", "other processes use 0% of all cores"),
+        (0.045, "yes", "other processes use 4% of all cores"),
+        (0.06, "limited", "other processes use 6% of all cores: readings taken now would be doubted"),
+        (0.9, "limited", "other processes use 90% of all cores: readings taken now would be doubted"),
+    ],
+)
+def test_sharing_of_a_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: float, verdict: str, detail: str
+) -> None:
+    # What the tests themselves use meanwhile is not in the made-up load.
+    monkeypatch.setattr(processors, "own_seconds", lambda: 0.0)
+    assert on_processor(Cores(tmp_path / "stat", busy))["sharing"] == (verdict, detail)
+
+
+def test_sharing_of_a_processor_that_nobody_tells(cores: Cores, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "WATCH_SECONDS", 0.01)
+    assert on_processor(cores)["sharing"] == ("limited", "the system does not tell what other processes use")
+
+
+def test_a_gpu_that_torch_cannot_use(cores: Cores, board: FakeNvml) -> None:
     board.reset(devices=2)
-    verdict, detail = on_processor()["NVIDIA GPU"]
+    verdict, detail = on_processor(cores)["NVIDIA GPU"]
     assert verdict == "limited"
     assert "libnvidia-ml.so.1) knows FAKE GPU 0, FAKE GPU 1, but this device is a processor" in detail
 
 
-def test_a_driver_without_a_gpu(board: FakeNvml) -> None:
+def test_a_driver_without_a_gpu(cores: Cores, board: FakeNvml) -> None:
     board.reset(devices=0)
-    assert on_processor()["NVIDIA GPU"] == ("no", "NVML knows none")
+    assert on_processor(cores)["NVIDIA GPU"] == ("no", "NVML knows none")
 
 
-def test_no_driver(board: FakeNvml) -> None:
+def test_no_driver(cores: Cores, board: FakeNvml) -> None:
     board.fail("nvmlInit", pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
-    verdict, detail = on_processor()["NVIDIA GPU"]
+    verdict, detail = on_processor(cores)["NVIDIA GPU"]
     assert verdict == "no"
     assert detail.startswith("nvml_unavailable: ")
 
 
-def test_memory_of_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_a_processor(cores: Cores, monkeypatch: pytest.MonkeyPatch) -> None:
     told = "peak resident memory above the worker's own, reset for each case"
     monkeypatch.setattr(diagnosis, "available_host_bytes", lambda: 3 * 2**30)
-    assert on_processor()["memory"] == ("yes", f"{told}; 3.0 GiB free")
+    assert on_processor(cores)["memory"] == ("yes", f"{told}; 3.0 GiB free")
     monkeypatch.setattr(diagnosis, "available_host_bytes", lambda: None)
-    assert on_processor()["memory"] == ("yes", told)
+    assert on_processor(cores)["memory"] == ("yes", told)
 
 
-def test_memory_of_a_processor_whose_peak_cannot_be_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_a_processor_whose_peak_cannot_be_reset(cores: Cores, monkeypatch: pytest.MonkeyPatch) -> None:
     instruments = without_meter(no_energy=RAPL_ABSENT)
     unknown = Peak(allocated_bytes=None, reserved_bytes=None, source="process_rss")
     monkeypatch.setattr(instruments.peak_memory, "read", lambda: unknown)
-    verdict, detail = on_processor(instruments)["memory"]
+    verdict, detail = on_processor(cores, instruments)["memory"]
     assert verdict == "no"
     assert "a peak could be that of an earlier case" in detail
 
 
 @pytest.mark.parametrize("selfcheck", [False, True])
-def test_checks_follow_where_they_are_asked_for(selfcheck: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_follow_where_they_are_asked_for(cores: Cores, selfcheck: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which checks, and what they find, is the matter of their own tests."""
     check = Finding(name="check: clock", verdict="pass", detail="")
     monkeypatch.setattr(diagnosis, "check_instruments", lambda instruments: iter([check]))
-    findings = diagnose(PROCESSOR, without_meter(no_energy=RAPL_ABSENT), selfcheck=selfcheck)
+    instruments = without_meter(no_energy=RAPL_ABSENT)
+    findings = diagnose(PROCESSOR, instruments, selfcheck=selfcheck, clock=cores, stat=cores.stat)
     assert [finding for finding in findings if finding.name.startswith("check")] == ([check] if selfcheck else [])
     assert findings[-1] is check or not selfcheck
 
@@ -361,7 +417,7 @@ def test_this_machine() -> None:
     instruments = open_instruments(CPU)
     instruments.close()
     findings = diagnose(PROCESSOR, instruments, selfcheck=False)
-    assert [finding.name for finding in findings] == ["device", "time", "memory", "energy", "NVIDIA GPU"]
+    assert [finding.name for finding in findings] == ["device", "time", "memory", "energy", "sharing", "NVIDIA GPU"]
     assert findings[3].verdict == ("no" if instruments.energy_source is None else "yes")
 
 

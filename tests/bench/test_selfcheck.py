@@ -148,7 +148,7 @@ def test_findings_name_their_check_and_their_numbers(finding: Finding, name: str
 class Board:
     """A fake board with a meter on it, and work of 4 ms on virtual time; ``defect`` changes one thing of it.
 
-    ``calls`` counts what was asked of the meter.
+    ``calls`` and ``results`` tell what the meter was asked, and what it answered.
     """
 
     def __init__(self, fake: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +156,7 @@ class Board:
         self.control: DeviceControl = fake.device(0)
         self.meter: EnergyMeter = make_meter(fake)
         self.calls: list[str] = []
+        self.results: list[Any] = []
         self.is_observing = False
         self.clock_gain = 1.0
         self.work_seconds: Callable[[], float] = lambda: ITERATION_SECONDS
@@ -223,7 +224,8 @@ class Board:
     def _noting(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def noting(*arguments: Any, **options: Any) -> Any:
             self.calls.append(name)
-            return method(*arguments, **options)
+            self.results.append(method(*arguments, **options))
+            return self.results[-1]
 
         return noting
 
@@ -238,6 +240,11 @@ def test_instruments_in_order(board: Board) -> None:
     assert [finding.name for finding in findings] == [f"check: {name}" for name in TIMING + ENERGY]
     assert {finding.verdict for finding in findings} == {"pass"}, findings
     assert board.calls == ["read", "read", "watch_unaligned", "watch_unaligned"]
+    for result, seconds in zip(board.results[:2], (2.0, 4.0), strict=True):
+        assert len(result.reading.trials) == 3
+        for trial in result.reading.trials:
+            assert sum(window.seconds for window in trial.windows) == pytest.approx(seconds, abs=0.05)
+    assert [window.seconds for window in board.results[2:]] == pytest.approx([10.0, 10.0], abs=0.05)
 
 
 def test_a_call_is_timed_on_both_clocks(board: Board) -> None:
@@ -275,8 +282,8 @@ def test_single_outliers_are_no_change(board: Board) -> None:
 
 
 def test_a_restless_idle(board: Board) -> None:
-    """Every 0.3 s the board draws 100 W in place of 60, for the first 5 s."""
-    for index in range(17):
+    """Every 0.3 s the board draws 100 W in place of 60, for the first 10 s."""
+    for index in range(34):
         board.fake.set_power(100.0 if index % 2 == 0 else 60.0, at_ns=index * 300_000_000)
     findings = {finding.name: finding for finding in board.check()}
     assert findings["check: idle power"].verdict == "fail"

@@ -19,6 +19,7 @@ from infsa_bench.measure.energy.observer import DirectObserver
 from infsa_bench.measure.energy.rapl import ROOT, Rapl
 from infsa_bench.measure.memory import available_host_bytes
 from infsa_bench.measure.nvml import THROTTLE_REASONS, Gpu, loaded_library, visible_gpus
+from infsa_bench.measure.processors import SHARED_CORES, STAT, OtherLoad
 from infsa_bench.record import Environment, GpuFacts, GpuState
 
 Verdict = Literal["yes", "limited", "no"]
@@ -33,10 +34,12 @@ def diagnose(
     selfcheck: bool,
     clock: Clock | None = None,
     powercap: Path = ROOT,
+    stat: Path = STAT,
 ) -> tuple[Finding, ...]:
     """Return what can be measured; with ``selfcheck`` also whether the instruments agree with themselves.
 
-    ``clock`` is the machine's own if not given; ``powercap`` is where it shows its processors' energy.
+    ``clock`` is the machine's own if not given; ``powercap`` and ``stat`` are where it shows its processors'
+    energy and load.
     """
     clock = clock or MonotonicClock()
     findings = [*_device(environment, instruments), *_energy(instruments, clock, powercap)]
@@ -45,7 +48,7 @@ def diagnose(
     if environment.device_type == "cuda":
         findings.append(_processor_energy(clock, powercap))
     else:
-        findings.append(_nvidia())
+        findings += [_processor_sharing(clock, stat), _nvidia()]
     if selfcheck:
         findings += check_instruments(instruments)
     return tuple(findings)
@@ -147,6 +150,18 @@ def _processor_energy(clock: Clock, powercap: Path) -> Finding:
         return _finding("processor", "yes", f"RAPL: {Rapl(clock, powercap).scope} (not part of a GPU's energy)")
     except MeterUnavailableError as error:
         return _finding("processor", "no", f"{error.reason}: {error.detail} (not needed for a GPU's energy)")
+
+
+def _processor_sharing(clock: Clock, stat: Path) -> Finding:
+    others = OtherLoad(stat)
+    clock.sleep_until(clock.now_ns() + round(WATCH_SECONDS * 1e9))
+    share = others.share()
+    if share is None:
+        return _finding("sharing", "limited", "the system does not tell what other processes use")
+    detail = f"other processes use {share:.0%} of all cores"
+    if share > SHARED_CORES:
+        return _finding("sharing", "limited", f"{detail}: readings taken now would be doubted")
+    return _finding("sharing", "yes", detail)
 
 
 def _nvidia() -> Finding:

@@ -67,13 +67,13 @@ class PeakMemory:
 def release_freed_memory(device: torch.device) -> None:
     """Give freed memory back, so that it counts neither in the next case's peak nor against its limit."""
     gc.collect()
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_initialized():
         torch.cuda.synchronize(device)
         # cuBLAS keeps a workspace for each stream, from the caching allocator: what a case's own streams made it take
         # would count in the next case's peak. torch has no public name for giving them back.
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
-    else:
+    elif device.type != "cuda":
         # glibc keeps freed blocks of some megabytes resident; other C libraries have no such call.
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

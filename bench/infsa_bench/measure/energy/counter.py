@@ -148,7 +148,11 @@ class NvmlCounter:
         with running(load):
             load.keep_busy(self._clock.now_ns() + discarded_ns)
             begin_ns, begin_joules = self._clock.now_ns(), self._gpu.energy_joules()
-            load.keep_busy(begin_ns + round(seconds * 1e9))
+            until_ns = begin_ns + round(seconds * 1e9)
+            while self._clock.now_ns() < until_ns:
+                load.keep_busy(min(until_ns, self._observer.due_ns))
+                # Whoever wants the counter watched meanwhile gets it watched.
+                self._observer.edge()
             end_ns, end_joules = self._clock.now_ns(), self._gpu.energy_joules()
         return EnergyWindow(
             joules=end_joules - begin_joules,

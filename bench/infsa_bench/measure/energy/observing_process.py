@@ -30,6 +30,7 @@ from infsa_bench.measure.nvml import Gpu
 
 START_SECONDS = 30.0
 END_SECONDS = 1.0
+PIPE_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,8 @@ class ProcessObserver:
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                # What is found while the worker is busy elsewhere waits here: half a minute of it at the least.
+                pipesize=PIPE_BYTES,
             )
         except OSError as error:
             detail = f"the process that watches the energy counter did not start: {error}"
