@@ -133,14 +133,14 @@ class EnergyCalibration:
 
     source: EnergySource
     scope: EnergyScope
-    period_seconds: float | None
-    period_p95_seconds: float | None
-    step_joules: float | None
-    call_seconds: float | None
-    rise_seconds: float | None
+    period_seconds: float | None = None
+    period_p95_seconds: float | None = None
+    step_joules: float | None = None
+    call_seconds: float | None = None
+    rise_seconds: float | None = None
     idle_watts: float | None
     idle_seconds: float
-    temperature_celsius: int | None
+    temperature_celsius: int | None = None
     doubts: tuple[str, ...] = ()
 
 

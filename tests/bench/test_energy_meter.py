@@ -27,7 +27,8 @@ from infsa_bench.energy_plan import (
     trials_of_replicate,
 )
 from infsa_bench.errors import MeterUnavailableError
-from infsa_bench.measure.energy.meter import CROSSCHECK_GAP, EnergyMeter
+from infsa_bench.measure.energy.doubts import CROSSCHECK_GAP
+from infsa_bench.measure.energy.meter import EnergyMeter
 from infsa_bench.measure.energy.observer import POLL_NS
 from infsa_bench.record import EnergyReading
 

@@ -58,11 +58,6 @@ class NvmlCounter:
         return EnergyCalibration(
             source="nvml_counter",
             scope=self._gpu.power_scope or "gpu",
-            period_seconds=None,
-            period_p95_seconds=None,
-            step_joules=None,
-            call_seconds=None,
-            rise_seconds=None,
             idle_watts=_joules(first, last) / (last.ns - first.ns) * 1e9,
             idle_seconds=(last.ns - first.ns) / 1e9,
             temperature_celsius=self._gpu.temperature_celsius(),

@@ -19,24 +19,17 @@ from infsa_bench.energy_plan import (
     settle_seconds,
 )
 from infsa_bench.errors import MeterUnavailableError
-from infsa_bench.intervals import mean_half_width
 from infsa_bench.measure.energy.clock import Clock
 from infsa_bench.measure.energy.counter import SLOW_COUNTER_SECONDS, NvmlCounter
+from infsa_bench.measure.energy.doubts import DETAILS, is_settled, trial_doubts
 from infsa_bench.measure.energy.load import Idle, Load
 from infsa_bench.measure.energy.observer import NEVER_NS, Observer, Sample
-from infsa_bench.measure.energy.trace import WatchedTrial
-from infsa_bench.measure.nvml import THROTTLE_REASONS, Gpu
+from infsa_bench.measure.energy.trace import WatchedTrial, record_trial, trace_points
+from infsa_bench.measure.nvml import Gpu
 from infsa_bench.measure.stopwatch import Stopwatch
-from infsa_bench.record import EnergyCalibration, EnergyReading, EnergyTrial, EnergyWindow, TracePoint, crosscheck_gap
+from infsa_bench.record import EnergyCalibration, EnergyReading, EnergyTrial, EnergyWindow, TracePoint
 
 SMOOTH_PERIOD_SECONDS = 0.005
-CROSSCHECK_GAP = 0.10
-DRIFT_CELSIUS = 5
-"""Change of temperature over the last planned number of trials; leakage then changes power by about 2 %."""
-
-TARGET_HALF_WIDTH = 0.02
-"""Relative to the mean; with a wider interval there are up to twice as many trials."""
-
 LEAST_TRIALS_TO_EXTEND = 2
 """Of one alone nobody can tell; where replicates share the trials among them, they are what shows the scatter."""
 
@@ -151,7 +144,7 @@ class EnergyMeter:
             reading = self._read(load, iteration_seconds, preset, share, is_limited, stopwatch, samples)
         except MeterUnavailableError as error:
             reading = not_measured(error)
-        return MeterResult(reading=reading, trace=_trace(samples), stage_seconds=stopwatch.seconds)
+        return MeterResult(reading=reading, trace=trace_points(samples), stage_seconds=stopwatch.seconds)
 
     def _read(
         self,
@@ -208,7 +201,7 @@ class EnergyMeter:
             trial_seconds = (self._clock.now_ns() - first_ns) / 1e9
             with stopwatch.stage("window"):
                 watched = meter.watch(load, plans, calibration)
-            done.append(_trial(watched, trial_seconds))
+            done.append(record_trial(watched, trial_seconds))
             samples.extend(watched.samples)
             if is_limited:
                 continue
@@ -216,10 +209,10 @@ class EnergyMeter:
                 repeats += 1
                 target += 1
             can_extend = count >= LEAST_TRIALS_TO_EXTEND and target == count + repeats
-            if len(done) == target and can_extend and not _is_settled(done, count):
+            if len(done) == target and can_extend and not is_settled(done, count):
                 target += count
         windows = tuple(window for trial in done for window in trial.windows)
-        doubts += self._doubts(done, count, samples, meter)
+        doubts += trial_doubts(done, count, samples, meter.doubts)
         doubts = list(dict.fromkeys(doubts))
         return EnergyReading(
             status="measured_low_confidence" if doubts else "measured",
@@ -284,35 +277,6 @@ class EnergyMeter:
             is_shared = foreign_bytes > EMPTY_GPU_BYTES or (state.utilization_percent or 0) > 0
         return tuple(name for name, holds in {"shared": is_shared, "restless_idle": is_restless}.items() if holds)
 
-    def _doubts(self, done: list[EnergyTrial], count: int, samples: list[Sample], meter: Meter) -> list[str]:
-        gap = crosscheck_gap(done)
-        found = {
-            **dict.fromkeys(meter.doubts, True),
-            "shared": "shared" in meter.doubts or any((sample.foreign_processes or 0) > 0 for sample in samples),
-            "throttled": any(trial.throttle_reasons for trial in done),
-            "counter_vs_power": gap is not None and abs(gap) > CROSSCHECK_GAP,
-            "temperature_drift": _drift_celsius(done[-count:]) > DRIFT_CELSIUS,
-            "single_trial": len(done) == 1,
-            "wide_interval": len(done) > 1 and _half_width(done) > TARGET_HALF_WIDTH,
-        }
-        return [name for name, is_so in found.items() if is_so]
-
-
-DETAILS = {
-    "shared": "other processes used the device",
-    "restless_idle": "power came and went while the device should have been idle",
-    "throttled": "heat or hardware protection held the clocks back",
-    "counter_vs_power": f"counter and sampled power differ by more than {CROSSCHECK_GAP:.0%}",
-    "temperature_drift": f"the temperature changed by more than {DRIFT_CELSIUS} degrees",
-    "single_trial": "one trial only: no interval",
-    "wide_interval": f"the interval is wider than {TARGET_HALF_WIDTH:.0%} of the mean to each side",
-    "time_limited": "the time budget ended the trials",
-    "sampled_power": "no energy counter: sampled power",
-    "counter_unsupported": "this GPU has no energy counter: sampled power",
-    "counter_frozen": "the energy counter stands still: sampled power",
-    "slow_counter": "the counter is updated less than four times a second",
-}
-
 
 def sensor_period_seconds(calibration: EnergyCalibration) -> float:
     """Return the period in which a GPU's sensor is taken to look.
@@ -329,58 +293,3 @@ def sensor_period_seconds(calibration: EnergyCalibration) -> float:
 def not_measured(error: MeterUnavailableError) -> EnergyReading:
     """Return the reading that says that there is none, and why."""
     return EnergyReading(status="not_measured", reason=error.reason, detail=error.detail)
-
-
-def _trace(samples: Sequence[Sample]) -> tuple[TracePoint, ...]:
-    return tuple(
-        TracePoint(
-            seconds=(sample.ns - samples[0].ns) / 1e9,
-            power_watts=sample.power_watts,
-            sm_clock_mhz=sample.sm_clock_mhz,
-            temperature_celsius=sample.temperature_celsius,
-            event_reasons=sample.event_reasons,
-        )
-        for sample in samples
-    )
-
-
-def _trial(watched: WatchedTrial, begin_seconds: float) -> EnergyTrial:
-    if sum(window.joules for window in watched.windows) <= 0:
-        raise MeterUnavailableError("counter_frozen", "the energy counter has not moved in a whole trial")
-    samples = watched.samples
-    clocks = [sample.sm_clock_mhz for sample in samples if sample.sm_clock_mhz is not None]
-    temperatures = [sample.temperature_celsius for sample in samples if sample.temperature_celsius is not None]
-    capped = ["sw_power_cap" in sample.event_reasons for sample in samples]
-    seen = {reason for sample in samples for reason in sample.event_reasons}
-    return EnergyTrial(
-        begin_seconds=begin_seconds,
-        windows=watched.windows,
-        temperature_begin_celsius=temperatures[0] if temperatures else None,
-        temperature_end_celsius=temperatures[-1] if temperatures else None,
-        sm_clock_mhz=statistics.median(clocks) if clocks else None,
-        power_capped_fraction=sum(capped) / len(capped) if capped else None,
-        throttle_reasons=tuple(sorted(seen & THROTTLE_REASONS)),
-    )
-
-
-def _half_width(trials: Sequence[EnergyTrial]) -> float:
-    """Half of the interval of the mean over trials, relative to the mean."""
-    values = [trial.joules_per_iteration for trial in trials]
-    half_width = mean_half_width(values)
-    return 0.0 if half_width is None else half_width / statistics.mean(values)
-
-
-def _drift_celsius(trials: Sequence[EnergyTrial]) -> int:
-    """How far the temperatures at the trials' ends are apart; at both ends of the one trial, where there is but one."""
-    known = [trial.temperature_end_celsius for trial in trials]
-    if len(trials) == 1:
-        known.append(trials[0].temperature_begin_celsius)
-    temperatures = [celsius for celsius in known if celsius is not None]
-    return max(temperatures) - min(temperatures) if temperatures else 0
-
-
-def _is_settled(trials: Sequence[EnergyTrial], count: int) -> bool:
-    """Whether the interval is narrow, and the temperature steady, at the end of the planned trials."""
-    if len(trials) < 2:
-        return True
-    return _half_width(trials) <= TARGET_HALF_WIDTH and _drift_celsius(trials[-count:]) <= DRIFT_CELSIUS

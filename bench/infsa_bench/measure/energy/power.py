@@ -53,11 +53,6 @@ class NvmlPower:
         return EnergyCalibration(
             source="nvml_power",
             scope=self._gpu.power_scope or "gpu",
-            period_seconds=None,
-            period_p95_seconds=None,
-            step_joules=None,
-            call_seconds=None,
-            rise_seconds=None,
             idle_watts=window.joules / window.seconds,
             idle_seconds=window.seconds,
             temperature_celsius=self._gpu.temperature_celsius(),

@@ -80,13 +80,8 @@ class Rapl:
             source="rapl",
             scope=self.scope,
             period_seconds=UPDATE_SECONDS,
-            period_p95_seconds=None,
-            step_joules=None,
-            call_seconds=None,
-            rise_seconds=None,
             idle_watts=window.joules / window.seconds,
             idle_seconds=window.seconds,
-            temperature_celsius=None,
             doubts=("shared",) if self._is_shared else (),
         )
 

@@ -1,14 +1,17 @@
-"""What sampled power tells: its integral, and how fast it follows a load. Pure functions."""
+"""What was watched in a trial: the integral of power, how fast it follows a load, the trial as it is recorded."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.measure.energy.observer import Sample
-from infsa_bench.record import EnergyWindow
+from infsa_bench.measure.nvml import THROTTLE_REASONS
+from infsa_bench.record import EnergyTrial, EnergyWindow, TracePoint
 
 GAP_SPACINGS = 10
 GAP_SHARE = 0.05
@@ -61,3 +64,41 @@ def rise_seconds(samples: tuple[Sample, ...], idle_watts: float | None) -> float
     if reached[0.1] is None or reached[0.9] is None:
         return None
     return reached[0.9] - reached[0.1]
+
+
+def record_trial(watched: WatchedTrial, begin_seconds: float) -> EnergyTrial:
+    """Return a trial as it is recorded.
+
+    Raises:
+        MeterUnavailableError: no energy at all in it (``counter_frozen``).
+    """
+    if sum(window.joules for window in watched.windows) <= 0:
+        raise MeterUnavailableError("counter_frozen", "the energy counter has not moved in a whole trial")
+    samples = watched.samples
+    clocks = [sample.sm_clock_mhz for sample in samples if sample.sm_clock_mhz is not None]
+    temperatures = [sample.temperature_celsius for sample in samples if sample.temperature_celsius is not None]
+    capped = ["sw_power_cap" in sample.event_reasons for sample in samples]
+    seen = {reason for sample in samples for reason in sample.event_reasons}
+    return EnergyTrial(
+        begin_seconds=begin_seconds,
+        windows=watched.windows,
+        temperature_begin_celsius=temperatures[0] if temperatures else None,
+        temperature_end_celsius=temperatures[-1] if temperatures else None,
+        sm_clock_mhz=statistics.median(clocks) if clocks else None,
+        power_capped_fraction=sum(capped) / len(capped) if capped else None,
+        throttle_reasons=tuple(sorted(seen & THROTTLE_REASONS)),
+    )
+
+
+def trace_points(samples: Sequence[Sample]) -> tuple[TracePoint, ...]:
+    """Return samples as they are recorded, seconds counted from the first."""
+    return tuple(
+        TracePoint(
+            seconds=(sample.ns - samples[0].ns) / 1e9,
+            power_watts=sample.power_watts,
+            sm_clock_mhz=sample.sm_clock_mhz,
+            temperature_celsius=sample.temperature_celsius,
+            event_reasons=sample.event_reasons,
+        )
+        for sample in samples
+    )
