@@ -282,16 +282,19 @@ def test_trials_know_when_they_began_and_the_clock_they_saw(fake_nvml: FakeNvml)
     board = fake_nvml.device(0)
 
     class Clocked(SquareWave):
-        def begin(self) -> None:
-            super().begin()
-            board.sm_clock_mhz -= 100
+        """Fast for a moment after each start, and a little slower from trial to trial after that."""
+
+        def keep_busy(self, until_ns: int) -> None:
+            super().keep_busy(until_ns)
+            is_fresh = fake_nvml.now_ns - self._start_ns < 5e8
+            board.sm_clock_mhz = 1980 if is_fresh else 1980 - 100 * self._begins
 
     reading = read(meter, Clocked(fake_nvml, 0.002))
     begins = [trial.begin_seconds for trial in reading.trials]
     assert begins[0] == 0.0
     assert begins[1] == pytest.approx(2.4, abs=0.2)
     assert begins[2] == pytest.approx(4.8, abs=0.4)
-    # Three starts before the first trial's samples, its own one among them; what was before it is not its clock.
+    # The first trial is the third start: counter and settling come before it.
     assert [trial.sm_clock_mhz for trial in reading.trials] == [1680, 1580, 1480]
     assert read(meter, load).doubts == ()
 
