@@ -66,7 +66,7 @@ def test_idle_is_watched(fake_nvml: FakeNvml) -> None:
     board.counter_mode, board.idle_watts, board.temperature = CounterMode.NOT_SUPPORTED, 72.5, 51
     meter = power_meter(fake_nvml)
     calibration = meter.calibrate_idle(3.0)
-    assert calibration.source == meter.source == "nvml_power"
+    assert calibration.source == "nvml_power"
     assert calibration.scope == "gpu"
     assert calibration.idle_watts == pytest.approx(72.5)
     assert calibration.idle_seconds == pytest.approx(3.0)

@@ -81,13 +81,19 @@ def test_gpu_seconds_are_those_of_triton(seconds: float) -> None:
     def flush() -> None:
         cache.zero_()
 
-    ratios = []
+    ratios: dict[str, list[float]] = {"flushed": [], "as a case is timed": []}
     # In turn: clocks drift with temperature.
     for _ in range(3):
         theirs = testing.do_bench(call, warmup=200, rep=2000, return_mode="median") / 1e3
-        ours = statistics.median(time_gpu(call, QUICK, CUDA, flush=flush).seconds)
-        ratios.append(ours / theirs)
-    assert statistics.median(ratios) == pytest.approx(1.0, abs=0.02)
+        flushed = statistics.median(time_gpu(call, QUICK, CUDA, flush=flush).seconds)
+        ratios["flushed"].append(flushed / theirs)
+        if seconds == 0.1:
+            # Nothing is flushed there, which matters no more in calls this long.
+            as_timed = statistics.median(time_case(call, QUICK, CUDA).gpu_seconds)
+            ratios["as a case is timed"].append(as_timed / theirs)
+    for name, found in ratios.items():
+        if found:
+            assert statistics.median(found) == pytest.approx(1.0, abs=0.02), name
 
 
 @pytest.mark.parametrize("kernels", [30, 300])

@@ -37,8 +37,6 @@ LEAST_UNALIGNED_PERIODS = 20
 class NvmlCounter:
     """Meter on NVML's energy counter."""
 
-    source = "nvml_counter"
-
     def __init__(self, gpu: Gpu, clock: Clock, observer: Observer) -> None:
         self._gpu = gpu
         self._clock = clock

@@ -80,8 +80,8 @@ class MeterResult:
 class EnergyMeter:
     """Measures one device with the first of several meters that works.
 
-    ``calibration`` is what an earlier worker of the same run found out, None to find out by itself. On a GPU
-    ``observer`` and ``own_bytes`` (memory that this process holds) tell whether somebody else uses it.
+    ``calibration`` may be set to what an earlier worker of the same run found out; None is to find out by itself. On a
+    GPU ``observer`` and ``own_bytes`` (memory that this process holds) tell whether somebody else uses it.
     """
 
     def __init__(
@@ -92,14 +92,13 @@ class EnergyMeter:
         gpu: Gpu | None = None,
         observer: Observer | None = None,
         own_bytes: Callable[[], int] = lambda: 0,
-        calibration: EnergyCalibration | None = None,
     ) -> None:
         self._meters = dict(meters)
         self._clock = clock
         self._gpu = gpu
         self._observer = observer
         self._own_bytes = own_bytes
-        self.calibration = calibration
+        self.calibration: EnergyCalibration | None = None
 
     def calibrate(self) -> EnergyCalibration:
         """Watch the idle device with the first meter that can, and remember what was found.
@@ -284,10 +283,9 @@ def sensor_period_seconds(calibration: EnergyCalibration) -> float:
     That of the counter, unless it seems to be computed when it is read: its updates then tell nothing of the sensor
     behind it, whose looks are still to be spread over.
     """
-    period_seconds = calibration.period_seconds or 0.0
-    if calibration.source != "nvml_counter" or period_seconds < SMOOTH_PERIOD_SECONDS:
-        return UNKNOWN_PERIOD_SECONDS if calibration.source != "rapl" else period_seconds or UNKNOWN_PERIOD_SECONDS
-    return period_seconds
+    period_seconds = calibration.period_seconds or UNKNOWN_PERIOD_SECONDS
+    is_computed = calibration.source == "nvml_counter" and period_seconds < SMOOTH_PERIOD_SECONDS
+    return UNKNOWN_PERIOD_SECONDS if is_computed else period_seconds
 
 
 def not_measured(error: MeterUnavailableError) -> EnergyReading:

@@ -34,8 +34,6 @@ Its period is not known here, so that nothing can be spread over it: why these r
 class NvmlPower:
     """Meter on sampled power: instant where NVML has it, else NVML's average over a second."""
 
-    source = "nvml_power"
-
     def __init__(self, gpu: Gpu, clock: Clock, observer: Observer) -> None:
         self._gpu = gpu
         self._clock = clock

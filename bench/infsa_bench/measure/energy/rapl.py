@@ -55,8 +55,6 @@ class Zone:
 class Rapl:
     """Meter on all packages of the machine and their memory."""
 
-    source = "rapl"
-
     def __init__(self, clock: Clock, root: Path = ROOT, stat: Path = STAT) -> None:
         """Find the counters.
 
