@@ -458,6 +458,8 @@ def test_ctrl_c_keeps_what_is_recorded_and_says_how_to_go_on(tmp_path: Path) -> 
     words += ["--iterations", "100000", "--warmup", "0", "--time-budget", "none", "--out", str(out)]
     pid, terminal = pty.fork()
     if pid == 0:
+        # A shell that runs the tests in the background has it ignored, and that is inherited.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.execv(sys.executable, [*COMMAND, *words])
     shown = b""
     while b"softmax.reference" not in shown:
