@@ -87,12 +87,28 @@ def _sweep(
     seed: Annotated[int, typer.Option(help="Of weights and inputs.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the run: results/mine, reported in reports/mine.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Measure only what the run has no record of.")] = False,
+    retry: Annotated[
+        str | None, typer.Option(help="With --resume: again what ended so: killed,timeout,crash,skipped,...")
+    ] = None,
+    cell_timeout: Annotated[
+        str | None, typer.Option(help="For each cell and replicate: 60, 5m or none. Default: 20 times the predicted.")
+    ] = None,
+    memory_limit: Annotated[
+        str | None, typer.Option(help="Emulate a smaller device: 40GiB, 24GB, a number of bytes.")
+    ] = None,
+    no_prune: Annotated[
+        bool, typer.Option("--no-prune", help="Try sizes above one that ran out of memory, too.")
+    ] = False,
+    allow_shared: Annotated[
+        bool, typer.Option("--allow-shared", help="Measure on a GPU that another sweep is using, flagged.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and its predictions; write nothing.")
     ] = False,
 ) -> None:
     """Measure mechanisms across resolutions; every planned cell ends as one record."""
-    from infsa_bench.commands.sweep import SweepRequest, sweep
+    from infsa_bench.commands.options import SweepRequest
+    from infsa_bench.commands.sweep import sweep
 
     request = SweepRequest(
         res=res,
@@ -113,6 +129,11 @@ def _sweep(
         seed=seed,
         out=out,
         resume=resume,
+        retry=retry,
+        cell_timeout=cell_timeout,
+        memory_limit=memory_limit,
+        prune=not no_prune,
+        allow_shared=allow_shared,
         dry_run=dry_run,
         program=_program(),
         words=tuple(sys.argv[1:]),

@@ -5,6 +5,7 @@ Raw samples are stored; medians, intervals, throughput and joules per image are 
 Schema history:
     1: first version.
     2: seconds_per_iteration, CUDA-graph twin, launch_bound, energy, GPU state, NVML memory; replicates.
+    3: Fit; anatomy of a failure (cause, signal, memory, what dominates it); memory limits; superseding records.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from typing import Literal
 from infsa_bench.codec import encode
 from infsa_bench.spec import Case
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 FailureKind = Literal["oom", "host_oom", "timeout", "crash", "killed", "unsupported", "skipped", "error"]
-Stage = Literal["plan", "start", "build", "warm-up", "timing", "energy"]
+FailureCause = Literal["allocation", "fragmentation", "workspace", "index_limit", "launch_limit"]
+Stage = Literal["plan", "start", "build", "warm-up", "timing", "energy", "forward", "backward"]
 MemorySource = Literal["cuda_allocator", "process_rss"]
 EnergySource = Literal["nvml_counter", "nvml_power", "rapl"]
 EnergyScope = Literal["gpu", "module", "package", "package+dram"]
@@ -244,18 +246,43 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """A case that was built and run once, to see whether it fits; nothing about it was timed.
+
+    Attributes:
+        model_bytes: as in Measurement; so are the following.
+        first_call_seconds: what building and the one call took together, everything cold: how far it was from its
+            time limit, and no latency.
+    """
+
+    model_bytes: int
+    peak_memory_bytes: int | None
+    peak_reserved_bytes: int | None
+    nvml_process_bytes: int | None
+    memory_source: MemorySource
+    first_call_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """A case that did not run to its end, and why.
 
     Attributes:
         kind: ``oom`` (device memory), ``host_oom``, ``timeout``, ``crash`` (the worker died by itself), ``killed``
             (from outside), ``unsupported`` (cannot run by design), ``skipped`` (predicted not to fit), ``error``.
-        stage: where it happened.
+        stage: where it happened; in training ``backward`` where that is known. ``forward`` is the one call of a Fit.
         message: one line for people.
+        cause: what in particular. Of memory: the allocator refused (``allocation``), though it held much that was
+            free in pieces (``fragmentation``), or a library got no ``workspace``. Of ``unsupported``: more elements
+            than a 32-bit index can count (``index_limit``), or more blocks than a kernel can have (``launch_limit``).
         exception: class name of the Python exception, if there was one.
         exit_code: of the worker; negative is a signal.
+        signal: its name, where it died of one.
         requested_bytes: size of the allocation that failed.
+        allocated_bytes: what tensors held then; on a CPU, what the process held above its start.
+        reserved_bytes: what the caching allocator had taken from the device then.
         free_bytes: memory that was free then.
+        dominated_by: for ``skipped``: the smaller case that had already run out of memory.
         predicted_seconds: for ``skipped``: predicted duration of the case.
         predicted_bytes: for ``skipped``: predicted peak memory of the case.
     """
@@ -263,15 +290,23 @@ class Failure:
     kind: FailureKind
     stage: Stage
     message: str
+    cause: FailureCause | None = None
     exception: str | None = None
     exit_code: int | None = None
+    signal: str | None = None
     requested_bytes: int | None = None
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
     free_bytes: int | None = None
+    dominated_by: str | None = None
     predicted_seconds: float | None = None
     predicted_bytes: int | None = None
 
 
-Outcome = Measurement | Failure
+Outcome = Measurement | Fit | Failure
+
+MEMORY_KINDS: frozenset[FailureKind] = frozenset({"oom", "host_oom"})
+"""Failures for want of memory: a larger case of the same kind would fail as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -269,6 +269,28 @@ def parse_duration(text: str) -> float | None:
     return seconds
 
 
+SIZE_UNITS: Mapping[str, int] = {
+    "": 1,
+    **{f"{prefix}iB": 2 ** (10 * power) for power, prefix in enumerate("KMGT", start=1)},
+    **{f"{prefix}B": 10 ** (3 * power) for power, prefix in enumerate("KMGT", start=1)},
+}
+
+
+def parse_size(text: str) -> int:
+    """Parse ``40GiB``, ``2.5GB``, ``512MiB`` or a number of bytes.
+
+    Raises:
+        SpecError: anything else, zero and negative sizes included.
+    """
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)([KMGT]i?B)?", text)
+    if found is None:
+        raise SpecError(f"{text!r} is no size: write 40GiB, 2.5GB, 512MiB or a number of bytes")
+    size = round(float(found[1]) * SIZE_UNITS[found[2] or ""])
+    if size == 0:
+        raise SpecError(f"a size must be above zero, not {text!r}")
+    return size
+
+
 def _items(text: str, what: str) -> list[str]:
     items = [item.strip() for item in text.split(",")]
     if not all(items):

@@ -38,13 +38,17 @@ MAX_TRACE_STEM = 180
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What holds for every case of a run; a run with other settings needs another folder."""
+    """What holds for every case of a run; a run with other settings needs another folder.
+
+    ``memory_limit_bytes`` is the memory of the smaller device that was emulated, None for none.
+    """
 
     device: str
     protocol: Protocol
     seed: int
     time_budget_seconds: float | None
     energy: EnergyChoice = "auto"
+    memory_limit_bytes: int | None = None
 
     def differences(self, other: Settings) -> list[str]:
         """Name what makes records under the two not comparable.
@@ -56,6 +60,7 @@ class Settings:
             "protocol": (_each_replicate(self.protocol), _each_replicate(other.protocol)),
             "seed": (self.seed, other.seed),
             "energy": (self.energy, other.energy),
+            "memory limit": (self.memory_limit_bytes, other.memory_limit_bytes),
         }
         return [name for name, (mine, theirs) in pairs.items() if mine != theirs]
 

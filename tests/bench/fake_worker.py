@@ -1,12 +1,14 @@
 """A worker without torch that does what the case's options say; speaks the real protocol over the real pipe.
 
-``behave=`` measure (default), energy (with a power trace, and a calibration of ``watts=`` idle power), echo (fails
-with the command as its message), oom, unsupported, pid, sigkill, sigkill-twice, sigsegv, hang, hang-on, garbage, half,
-exit or print; ``sleep=SECONDS`` before that; ``stage=`` is the stage in which it happens.
+``behave=`` measure (default; a probe fits), energy (with a power trace, and a calibration of ``watts=`` idle power),
+echo (fails with the command as its message), oom, unsupported, pid, sigkill, sigkill-twice, sigsegv, hang, hang-on,
+beat (alive for ``seconds=``, then measure), garbage, half, exit or print; ``sleep=SECONDS`` before that; ``stage=`` is
+the stage in which it happens.
 
 Words after the three that every worker gets make it another machine: ``meter`` measures energy where it is asked to,
-``defective`` fails its selfcheck, ``refused`` cannot be used at all, ``deaf`` ends when it is asked for a diagnosis or
-calibration, ``mute`` hangs.
+``defective`` fails its selfcheck, ``refused`` cannot be used at all, ``deaf`` ends when it is asked for a diagnosis, a
+calibration or a limit, ``mute`` hangs; ``fits=N`` runs out of memory above a resolution of N, ``leaky`` cannot limit
+its memory.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ from infsa_bench.execute.messages import (
     Finding,
     Finished,
     Hello,
+    LimitMemoryCommand,
+    MemoryLimited,
+    ProbeCommand,
     Refused,
     RunCommand,
     StageReached,
@@ -42,7 +47,9 @@ from infsa_bench.record import (
     EnergyWindow,
     Environment,
     Failure,
+    Fit,
     Measurement,
+    Outcome,
     TracePoint,
 )
 
@@ -95,6 +102,15 @@ MEASUREMENT = Measurement(
     stage_seconds={"build": 0.125, "warm-up": 1.0, "latency": 1.5},
 )
 
+
+FIT = Fit(
+    model_bytes=40,
+    peak_memory_bytes=100,
+    peak_reserved_bytes=None,
+    nvml_process_bytes=None,
+    memory_source="process_rss",
+    first_call_seconds=0.5,
+)
 
 CALIBRATION = EnergyCalibration(
     source="rapl",
@@ -175,7 +191,7 @@ def main() -> None:
     )
     for line in sys.stdin.buffer:
         command = from_line(line)
-        if isinstance(command, DiagnoseCommand | CalibrateCommand) and "deaf" in traits:
+        if isinstance(command, DiagnoseCommand | CalibrateCommand | LimitMemoryCommand) and "deaf" in traits:
             os._exit(3)
         if isinstance(command, DiagnoseCommand | CalibrateCommand) and "mute" in traits:
             time.sleep(3600)
@@ -188,20 +204,27 @@ def main() -> None:
                 send(Diagnosed(findings=(*FINDINGS, check) if selfcheck else FINDINGS))
             case CalibrateCommand():
                 send(Calibrated(calibration=CALIBRATION_LATER if has_meter else None))
-            case RunCommand():
+            case LimitMemoryCommand(is_tried_out=is_tried_out):
+                send(MemoryLimited(problem="it leaks" if "leaky" in traits and is_tried_out else None))
+            case ProbeCommand() | RunCommand():
                 send(StageReached(stage=dict(command.case.options).get("stage", "build")))  # type: ignore[arg-type]
-                send(behave(command, message_fd, "energy" if has_meter and command.energy else "measure"))
+                limits = [int(trait.removeprefix("fits=")) for trait in traits if trait.startswith("fits=")]
+                default = "oom" if limits and command.case.resolution > limits[0] else "measure"
+                if isinstance(command, RunCommand) and has_meter and command.energy and default == "measure":
+                    default = "energy"
+                send(behave(command, message_fd, default))
             case other:
                 raise AssertionError(other)
 
 
-def behave(command: RunCommand, message_fd: int, default: str) -> Finished:
+def behave(command: ProbeCommand | RunCommand, message_fd: int, default: str) -> Finished:
     options = dict(command.case.options)
     if "sleep" in options:
         time.sleep(float(options["sleep"]))
-    outcome: Measurement | Failure = MEASUREMENT
+    outcome: Outcome = MEASUREMENT if isinstance(command, RunCommand) else FIT
     match options.get("behave", default):
         case "energy":
+            assert isinstance(command, RunCommand)
             # What the run knows already is not found out again.
             watts = float(options.get("watts", "60"))
             calibration = command.calibration or dataclasses.replace(CALIBRATION, idle_watts=watts)
@@ -228,6 +251,12 @@ def behave(command: RunCommand, message_fd: int, default: str) -> Finished:
             os.kill(os.getpid(), signal.SIGSEGV)
         case "hang":
             time.sleep(3600)
+        case "beat":
+            # Alive, for so long.
+            end = time.monotonic() + float(options["seconds"])
+            while time.monotonic() < end:
+                os.write(message_fd, to_line(StageReached(stage="timing")))
+                time.sleep(0.05)
         case "hang-on":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(3600)
@@ -242,7 +271,7 @@ def behave(command: RunCommand, message_fd: int, default: str) -> Finished:
             os._exit(3)
         case "print":
             print("x" * 2**20)
-    reusable = isinstance(outcome, Measurement) or outcome.kind == "unsupported"
+    reusable = not isinstance(outcome, Failure) or outcome.kind == "unsupported"
     return Finished(outcome=outcome, reusable=reusable)
 
 

@@ -13,19 +13,20 @@ from pathlib import Path
 
 import pytest
 import sample_records
-from fake_worker import CALIBRATION, CALIBRATION_LATER, FINDINGS, MEASUREMENT, TRACE
+from fake_worker import CALIBRATION, CALIBRATION_LATER, FINDINGS, FIT, MEASUREMENT, TRACE
 
 from infsa_bench.codec import decode
 from infsa_bench.energy_plan import ENERGY_PRESETS, EnergyPreset, TrialShare
-from infsa_bench.errors import SweepStoppedError
+from infsa_bench.errors import SpecError, SweepStoppedError
 from infsa_bench.execute import process
-from infsa_bench.execute.launcher import MAX_ATTEMPTS, CaseRun, Launcher
+from infsa_bench.execute.launcher import MAX_ATTEMPTS, CaseRun, Launcher, Patience
 from infsa_bench.execute.messages import RunCommand
 from infsa_bench.execute.process import WorkerCommand
 from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import Failure, Measurement
 from infsa_bench.spec import Case
 
+PATIENCE = Patience(timeout_seconds=30.0, silence_seconds=30.0)
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 
 
@@ -52,13 +53,8 @@ def launcher() -> Iterator[Launcher]:
 def run(
     launcher: Launcher, timeout_seconds: float = 30.0, energy: EnergyPreset | None = None, **options: str
 ) -> CaseRun:
-    return launcher.run(
-        make_case(**options),
-        PROTOCOLS["quick"],
-        timeout_seconds=timeout_seconds,
-        limit_seconds=None,
-        energy=energy,
-    )
+    patience = Patience(timeout_seconds=timeout_seconds, silence_seconds=30.0)
+    return launcher.run(make_case(**options), PROTOCOLS["quick"], patience, limit_seconds=None, energy=energy)
 
 
 def echo(launcher: Launcher, energy: EnergyPreset | None = None) -> RunCommand:
@@ -211,7 +207,7 @@ def test_trials_are_spread_over_the_replicates(launcher: Launcher) -> None:
     for replicate in range(3):
         case = dataclasses.replace(make_case(behave="echo"), replicate=replicate)
         outcome = launcher.run(
-            case, PROTOCOLS["full"], timeout_seconds=30.0, limit_seconds=1.5, energy=ENERGY_PRESETS["full"]
+            case, PROTOCOLS["full"], PATIENCE, limit_seconds=1.5, energy=ENERGY_PRESETS["full"]
         ).outcome
         assert isinstance(outcome, Failure)
         command = decode(RunCommand, outcome.message)
@@ -311,7 +307,7 @@ def test_the_real_worker_dies_with_a_parent_that_is_killed(tmp_path: Path) -> No
     """Its standard input stays open in another process, so that only the kernel can tell it."""
     script = """
 import subprocess
-from infsa_bench.execute.launcher import Launcher
+from infsa_bench.execute.launcher import Launcher, Patience
 from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.spec import Case
 launcher = Launcher("cpu")
@@ -321,7 +317,7 @@ print(launcher._worker._process.pid, holder.pid, flush=True)
 case = Case(mechanism="softmax", implementation="reference", config="4L-64H", resolution=32, batch_size=1,
             precision="fp32", phase="infer", execution="eager")
 protocol = PROTOCOLS["paper"].customized(warmup=0, iterations=10**9, replicates=None)
-launcher.run(case, protocol, timeout_seconds=600, limit_seconds=None)
+launcher.run(case, protocol, Patience(timeout_seconds=600, silence_seconds=600), limit_seconds=None)
 """
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert parent.stdout is not None
@@ -334,3 +330,73 @@ launcher.run(case, protocol, timeout_seconds=600, limit_seconds=None)
         assert wait_until_gone(worker)
     finally:
         os.kill(holder, signal.SIGKILL)
+
+
+def test_signs_of_life_are_waited_for_and_silence_is_not(launcher: Launcher) -> None:
+    """A case that goes on is left alone until its time is over; one that has fallen silent is given up before."""
+    alive = make_case(behave="beat", seconds="0.8", stage="timing")
+    patience = Patience(timeout_seconds=30.0, silence_seconds=0.4)
+    assert launcher.run(alive, PROTOCOLS["quick"], patience, limit_seconds=None).outcome == MEASUREMENT
+    silent = make_case(behave="hang", stage="timing")
+    started = time.monotonic()
+    outcome = launcher.run(silent, PROTOCOLS["quick"], patience, limit_seconds=None).outcome
+    assert time.monotonic() - started < 10.0
+    assert isinstance(outcome, Failure)
+    assert (outcome.kind, outcome.stage) == ("timeout", "timing")
+    assert "no sign of life for 0 s" in outcome.message
+    for_ever = make_case(behave="beat", seconds="3600")
+    patience = Patience(timeout_seconds=0.6, silence_seconds=0.4)
+    outcome = launcher.run(for_ever, PROTOCOLS["quick"], patience, limit_seconds=None).outcome
+    assert isinstance(outcome, Failure)
+    assert outcome.message == "not finished after 1 s; the worker was killed"
+
+
+def test_signals_are_named(launcher: Launcher) -> None:
+    for behave, name in (("sigsegv", "SIGSEGV"), ("sigkill", "SIGKILL")):
+        outcome = run(launcher, behave=behave).outcome
+        assert isinstance(outcome, Failure)
+        assert outcome.signal == name
+    outcome = run(launcher, behave="exit").outcome
+    assert isinstance(outcome, Failure)
+    assert outcome.signal is None
+
+
+@pytest.mark.parametrize("behave", ["hang", "garbage"])
+def test_a_worker_that_cannot_be_killed_leaves_its_case_a_record(behave: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a driver hangs: signals are sent and nothing happens."""
+    with Launcher("cpu", fake_command) as launcher:
+        worker = pid(launcher)
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess.Popen, "send_signal", lambda self, number: None)
+            patch.setattr(process, "TERMINATE_SECONDS", 0.1)
+            patch.setattr(process, "UNRESPONSIVE_SECONDS", 0.1)
+            ended = run(launcher, timeout_seconds=0.5, behave=behave)
+        assert isinstance(ended.outcome, Failure)
+        assert ended.outcome.kind == ("timeout" if behave == "hang" else "crash")
+        assert ended.stopped is not None
+        assert f"worker {worker} cannot be killed: its device no longer answers" in str(ended.stopped)
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_probes(launcher: Launcher) -> None:
+    first = pid(launcher)
+    case = make_case()
+    assert launcher.probe(case, PATIENCE, is_fresh=False) == CaseRun(outcome=FIT, attempts=())
+    assert pid(launcher) == first
+    assert launcher.probe(case, PATIENCE, is_fresh=True).outcome == FIT
+    assert pid(launcher) != first
+    killed = launcher.probe(make_case(behave="sigkill"), PATIENCE, is_fresh=False)
+    assert isinstance(killed.outcome, Failure)
+    assert (killed.outcome.kind, len(killed.attempts)) == ("killed", MAX_ATTEMPTS - 1)
+
+
+def test_every_worker_is_limited_and_the_first_one_tries_it_out() -> None:
+    with Launcher("cpu", fake_command_of("leaky")) as launcher:
+        assert run(launcher).outcome == MEASUREMENT
+    with pytest.raises(SpecError, match="a memory limit of 1000 bytes cannot be had: it leaks"):
+        Launcher("cpu", fake_command_of("leaky"), memory_limit_bytes=1000)
+    with Launcher("cpu", fake_command, memory_limit_bytes=1000) as launcher:
+        assert launcher._worker is None
+        assert run(launcher).outcome == MEASUREMENT
+    with pytest.raises(SpecError, match="limiting the memory ended the worker: exit code 3"):
+        Launcher("cpu", fake_command_of("deaf"), memory_limit_bytes=1000)

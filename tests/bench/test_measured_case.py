@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import statistics
 import threading
@@ -117,7 +118,8 @@ def test_energy_state_and_trace_of_a_case(on_fake_board: Instruments) -> None:
     on_fake_board.close()
     measurement = finished.outcome
     assert isinstance(measurement, Measurement)
-    assert stages == ["build", "warm-up", "timing", "energy"]
+    # Each once or, as a sign of life, again.
+    assert [stage for stage, _ in itertools.groupby(stages)] == ["build", "warm-up", "timing", "energy"]
     assert finished.calibration == CALIBRATION
     reading = measurement.energy
     # On a busy machine twice as many, because the two differ.

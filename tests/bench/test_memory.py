@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from infsa_bench.measure.memory import Peak, PeakMemory, available_host_bytes, classify_error, release_freed_memory
+from infsa_bench.measure.memory import (
+    ErrorKind,
+    Peak,
+    PeakMemory,
+    available_host_bytes,
+    classify_error,
+    release_freed_memory,
+)
+from infsa_bench.record import FailureCause, FailureKind
 
 CPU = torch.device("cpu")
 
@@ -23,60 +31,77 @@ CPU_ALLOCATOR = (
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "requested_bytes"),
+    ("error", "kind", "cause", "requested_bytes"),
     [
-        (torch.OutOfMemoryError(CACHING_ALLOCATOR), "oom", 20.25 * 2**30),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512 bytes."), "oom", 512),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 KiB."), "oom", 1536),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 MiB."), "oom", 3 * 2**20),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 TiB."), "oom", 2 * 2**40),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than 1EB memory."), "oom", None),
-        (torch.OutOfMemoryError(), "oom", None),
-        (RuntimeError(CACHING_ALLOCATOR), "oom", 20.25 * 2**30),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "oom", None),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "oom", None),
-        (RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in"), "oom", None),
-        (RuntimeError(CPU_ALLOCATOR), "host_oom", 2**60),
-        (RuntimeError("std::bad_alloc"), "host_oom", None),
-        (MemoryError(), "host_oom", None),
-        (MemoryError("std::bad_alloc"), "host_oom", None),
-        (RuntimeError("canUse32BitIndexMath: 32-bit indexing, or int32 offsets"), "unsupported", None),
-        (RuntimeError("input tensor is too large for 32-bit index math"), "unsupported", None),
-        (RuntimeError("CUDA error: too many resources requested for launch"), "unsupported", None),
-        (RuntimeError("CUDA error: invalid configuration argument"), "unsupported", None),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (1x2 and 3x4)"), "error", None),
-        (RuntimeError("CUDA error: device-side assert triggered"), "error", None),
-        (RuntimeError(), "error", None),
-        (ValueError("int32"), "error", None),
-        (KeyError("CUDA out of memory"), "error", None),
+        (torch.OutOfMemoryError(CACHING_ALLOCATOR), "oom", "allocation", 20.25 * 2**30),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512 bytes."), "oom", "allocation", 512),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 KiB."), "oom", "allocation", 1536),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 MiB."), "oom", "allocation", 3 * 2**20),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 TiB."), "oom", "allocation", 2 * 2**40),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than 1EB memory."),
+            "oom",
+            "allocation",
+            None,
+        ),
+        (torch.OutOfMemoryError(), "oom", "allocation", None),
+        (RuntimeError(CACHING_ALLOCATOR), "oom", "allocation", 20.25 * 2**30),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "oom",
+            "workspace",
+            None,
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "oom", "workspace", None),
+        (
+            RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in"),
+            "oom",
+            "allocation",
+            None,
+        ),
+        (RuntimeError(CPU_ALLOCATOR), "host_oom", "allocation", 2**60),
+        (RuntimeError("std::bad_alloc"), "host_oom", "allocation", None),
+        (MemoryError(), "host_oom", "allocation", None),
+        (MemoryError("std::bad_alloc"), "host_oom", "allocation", None),
+        (RuntimeError("canUse32BitIndexMath: 32-bit indexing, or int32 offsets"), "unsupported", "index_limit", None),
+        (RuntimeError("input tensor is too large for 32-bit index math"), "unsupported", "index_limit", None),
+        (RuntimeError("CUDA error: too many resources requested for launch"), "unsupported", "launch_limit", None),
+        (RuntimeError("CUDA error: invalid configuration argument"), "unsupported", "launch_limit", None),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (1x2 and 3x4)"), "error", None, None),
+        (RuntimeError("CUDA error: device-side assert triggered"), "error", None, None),
+        (RuntimeError(), "error", None, None),
+        (ValueError("int32"), "error", None, None),
+        (KeyError("CUDA out of memory"), "error", None, None),
     ],
     ids=lambda value: repr(value)[:60] if isinstance(value, BaseException) else None,
 )
-def test_classify_error(error: BaseException, kind: str, requested_bytes: int | None) -> None:
-    assert classify_error(error) == (kind, requested_bytes)
+def test_classify_error(
+    error: BaseException, kind: FailureKind, cause: FailureCause | None, requested_bytes: int | None
+) -> None:
+    assert classify_error(error) == ErrorKind(kind=kind, cause=cause, requested_bytes=requested_bytes)
 
 
 @pytest.mark.parametrize("message", ["CUDA error: out of memory", "CUDA driver error: out of memory"])
 def test_allocations_beside_the_caching_allocator_are_out_of_memory_too(message: str) -> None:
-    assert classify_error(RuntimeError(message)) == ("oom", None)
+    assert classify_error(RuntimeError(message)) == ErrorKind(kind="oom", cause="allocation")
 
 
 def test_a_real_failed_host_allocation() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
-    assert classify_error(caught.value) == ("host_oom", 2**60)
+    assert classify_error(caught.value) == ErrorKind(kind="host_oom", cause="allocation", requested_bytes=2**60)
 
 
 def test_a_real_memory_error_of_python() -> None:
     with pytest.raises(MemoryError) as caught:
         bytearray(2**60)
-    assert classify_error(caught.value) == ("host_oom", None)
+    assert classify_error(caught.value) == ErrorKind(kind="host_oom", cause="allocation")
 
 
 def test_a_real_programming_error() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.ones(2, 3) @ torch.ones(2, 3)
-    assert classify_error(caught.value) == ("error", None)
+    assert classify_error(caught.value) == ErrorKind(kind="error")
 
 
 TWO_CASES = """

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from test_launcher import make_case
+from sample_records import make_case
+from torch import Tensor, nn
 
 from infsa_bench.errors import SpecError
-from infsa_bench.execute import measured_case
+from infsa_bench.execute import measured_case, workload
 from infsa_bench.execute.instruments import open_instruments
 from infsa_bench.execute.launcher import Launcher
-from infsa_bench.execute.messages import Message, RunCommand, StageReached
-from infsa_bench.execute.worker import check_mechanism, first_line, run_case
+from infsa_bench.execute.messages import Message, ProbeCommand, RunCommand, StageReached
+from infsa_bench.execute.worker import check_mechanism, run_case, run_probe
 from infsa_bench.protocol import PROTOCOLS
-from infsa_bench.record import Failure
+from infsa_bench.record import Failure, Fit
 
 CPU = torch.device("cpu")
 
@@ -58,7 +60,8 @@ def test_an_error_at_any_stage_is_an_outcome(
         raise error
 
     if stage != "build":
-        monkeypatch.setattr(measured_case, "build_workload", lambda case, device: type("Workload", (), {"call": None}))
+        built = SimpleNamespace(call=None, is_in_backward=bool)
+        monkeypatch.setattr(measured_case, "build_workload", lambda case, device: built)
     if stage == "timing":
         monkeypatch.setattr(measured_case, "warm_up", lambda *arguments, **options: ())
     monkeypatch.setattr(measured_case, where, fail)
@@ -72,20 +75,78 @@ def test_an_error_at_any_stage_is_an_outcome(
     assert sent[-1] == StageReached(stage=stage)
 
 
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("one\ntwo", "one"),
-        ("", "ValueError"),
-        (" \n", "ValueError"),
-        ("a \ud800 b", "a \ufffd b"),
-        ("\x1b[31mred\x1b[0m", "\ufffd[31mred\ufffd[0m"),
-        ("x" * 200_000, "x" * 300 + "..."),
-    ],
-)
-def test_the_first_line_of_an_error_can_be_stored_and_shown(text: str, line: str) -> None:
-    assert first_line(ValueError(text)) == line
-    assert line.encode()
+TRAINING = make_case(mechanism="infsa-linear", resolution=32, phase="train")
+
+
+class Failing(torch.autograd.Function):
+    """Fails in its forward or its backward pass."""
+
+    @staticmethod
+    def forward(context: object, x: Tensor, error: Exception, is_forward: bool) -> Tensor:
+        context.error = error  # type: ignore[attr-defined]
+        if is_forward:
+            raise error
+        return x.clone()
+
+    @staticmethod
+    def backward(context: object, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        raise context.error  # type: ignore[attr-defined]
+
+
+class FailingModel(nn.Linear):
+    """A classifier of images' first pixels."""
+
+    def __init__(self, is_forward: bool) -> None:
+        super().__init__(3, 1000)
+        self._is_forward = is_forward
+
+    def forward(self, images: Tensor) -> Tensor:
+        error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return Failing.apply(super().forward(images[:, :, 0, 0]), error, self._is_forward)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("is_forward", "stages"), [(True, ("warm-up", "forward")), (False, ("backward", "backward"))])
+def test_a_failed_step_of_training_knows_in_which_pass(
+    monkeypatch: pytest.MonkeyPatch, is_forward: bool, stages: tuple[str, str]
+) -> None:
+    monkeypatch.setattr(workload, "build_vit", lambda *arguments, **options: FailingModel(is_forward))
+    instruments = open_instruments(CPU)
+    command = RunCommand(case=TRAINING, protocol=PROTOCOLS["quick"], limit_seconds=None)
+    measured = run_case(command, instruments, lambda message: None)
+    probed = run_probe(ProbeCommand(case=TRAINING), instruments, lambda message: None)
+    for finished, stage in zip((measured, probed), stages, strict=True):
+        assert isinstance(finished.outcome, Failure)
+        assert (finished.outcome.kind, finished.outcome.stage, finished.outcome.requested_bytes) == (
+            "oom",
+            stage,
+            2**31,
+        )
+
+
+def test_a_probe_builds_and_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    class Counting(nn.Linear):
+        def forward(self, images: Tensor) -> Tensor:
+            calls.append(images.shape)
+            return super().forward(images[:, :, 0, 0])
+
+    monkeypatch.setattr(workload, "build_vit", lambda *arguments, **options: Counting(3, 1000))
+    sent: list[Message] = []
+    case = make_case(mechanism="infsa-linear", resolution=512)
+    finished = run_probe(ProbeCommand(case=case), open_instruments(CPU), sent.append)
+    assert calls == [(1, 3, 512, 512)]
+    fit = finished.outcome
+    assert isinstance(fit, Fit)
+    assert fit.model_bytes == 4 * (3 * 1000 + 1000)
+    assert fit.first_call_seconds > 0
+    # The two rotating images alone.
+    assert fit.peak_memory_bytes is None or fit.peak_memory_bytes >= 2 * 4 * 3 * 512**2
+    assert [getattr(message, "stage", None) for message in sent] == ["build", "forward"]
+    training = make_case(mechanism="infsa-linear", resolution=32, phase="train", precision="bf16")
+    refused = run_probe(ProbeCommand(case=training), open_instruments(CPU), sent.append)
+    assert isinstance(refused.outcome, Failure)
+    assert (refused.outcome.kind, refused.reusable) == ("unsupported", True)
 
 
 def test_a_mechanism_that_leaves_ends_the_worker_with_its_reason(

@@ -6,8 +6,9 @@ import functools
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from infsa_bench.analyze.dominance import resolution_family
 from infsa_bench.energy_plan import EnergyPreset, energy_seconds, trials_of_replicate
 from infsa_bench.protocol import Protocol
 from infsa_bench.record import Measurement
@@ -32,12 +33,14 @@ class Prediction:
     """Predicted seconds of a whole case, and bytes at its peak, model included (None: no formula for it).
 
     ``least_seconds`` is the shortest that the case may be cut to under a time budget, ``fixed_seconds`` the part of
-    both that is neither warm-up nor timing: building the model, and watching its energy.
+    both that is neither warm-up nor timing: building the model, and watching its energy. ``step_seconds`` is the
+    longest that goes by at once: building it, or an iteration.
     """
 
     seconds: float
     least_seconds: float
     fixed_seconds: float
+    step_seconds: float
     peak_bytes: int | None
 
 
@@ -87,6 +90,7 @@ class Predictor:
             seconds=fixed_seconds + expected_seconds + further_passes * (expected_seconds - warmup_seconds),
             least_seconds=fixed_seconds + least_seconds + further_passes * (least_seconds - least_warmup_seconds),
             fixed_seconds=fixed_seconds,
+            step_seconds=max(setup_seconds, iteration_seconds),
             peak_bytes=None if cost is None else cost.model_bytes + cost.peak_activation_bytes,
         )
 
@@ -106,12 +110,12 @@ class Predictor:
             # The first call compiles; what it takes beyond a later one is setting up.
             setup_seconds=measurement.build_seconds + max(0.0, first_seconds - seconds),
         )
-        known = self._experience.setdefault(_family(case), [])
+        known = self._experience.setdefault(resolution_family(case), [])
         known[:] = sorted([item for item in known if item.tokens != case.tokens] + [experience], key=_tokens)
 
     def _nearest(self, case: Case) -> list[_Experience]:
         """Experience of the same mechanism; without any, each other's at the nearest resolution."""
-        own = self._experience.get(_family(case))
+        own = self._experience.get(resolution_family(case))
         if own:
             return own
         return [
@@ -123,7 +127,7 @@ class Predictor:
     def _ratio(self, case: Case, experience: list[_Experience]) -> float:
         if not experience:
             return 1.0
-        if _family(case) not in self._experience:
+        if resolution_family(case) not in self._experience:
             return statistics.median(item.ratio for item in experience)
         smaller = [item for item in experience if item.tokens <= case.tokens] or experience[:1]
         last = smaller[-1]
@@ -158,11 +162,6 @@ def _cost(case: Case) -> Cost | None:
         )
     except KeyError:
         return None
-
-
-def _family(case: Case) -> Case:
-    """Return what cases share that differ in resolution only."""
-    return replace(case, resolution=0, replicate=0, seed=0)
 
 
 def _tokens(experience: _Experience) -> int:

@@ -13,7 +13,16 @@ import numpy as np
 
 from infsa_bench.analyze.energy import pool_energy
 from infsa_bench.intervals import effective_samples, lag1_autocorrelation, mean_half_width, median_interval
-from infsa_bench.record import EnergyScope, EnergySource, EnergyStatus, Failure, FailureKind, Measurement, Record
+from infsa_bench.record import (
+    EnergyScope,
+    EnergySource,
+    EnergyStatus,
+    Failure,
+    FailureKind,
+    Fit,
+    Measurement,
+    Record,
+)
 from infsa_bench.spec import Case
 from infsa_models.cost import vit_cost
 
@@ -41,6 +50,7 @@ class SummaryRow:
         case: that of replicate 0, whichever were recorded.
         status: ``ok`` where any replicate ran, else the most frequent kind of failure.
         reason: why, for a failure; otherwise empty.
+        memory_limit_bytes: memory of the smaller device that was emulated; None for none.
         processes: replicates that ran, one process each: those that the numbers come from.
         latency_seconds: median over processes of each one's median host time of one batch.
         latency_low_seconds: lower end of its 95 % interval; None below 6 samples in one process, and for 2 processes.
@@ -72,6 +82,7 @@ class SummaryRow:
     environment: str
     status: FailureKind | str
     reason: str
+    memory_limit_bytes: int | None = None
     processes: int | None = None
     latency_seconds: float | None = None
     latency_low_seconds: float | None = None
@@ -121,15 +132,18 @@ class SummaryRow:
     flags: tuple[str, ...] = ()
 
 
-def summarize(records: Iterable[Record]) -> list[SummaryRow]:
+def summarize(records: Iterable[Record], *, memory_limit_bytes: int | None = None) -> list[SummaryRow]:
     """Return one row a cell, ordered by config, phase, batch size, resolution, and then as the records come.
 
     Replicates are pooled; records of one cell from two environments are not comparable and stay two rows.
+    ``memory_limit_bytes`` is that of the run. A Fit has nothing to sum up and no row.
     """
     cells: dict[tuple[str, str], list[Record]] = {}
     for record in records:
+        if isinstance(record.outcome, Fit):
+            continue
         cells.setdefault((record.case.cell, record.environment), []).append(record)
-    rows = [_row(replicates) for replicates in cells.values()]
+    rows = [replace(_row(replicates), memory_limit_bytes=memory_limit_bytes) for replicates in cells.values()]
     return sorted(rows, key=lambda row: (row.case.config, row.case.phase, row.case.batch_size, row.case.resolution))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from infsa_bench.commands.sweep import check_device
+from infsa_bench.commands.options import check_device
 from infsa_bench.execute.launcher import Launcher
 
 

@@ -9,8 +9,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from infsa_bench.record import Failure, Measurement, Record
-from infsa_bench.report.units import format_duration, format_seconds
+from infsa_bench.record import Failure, Fit, Measurement, Record
+from infsa_bench.report.units import format_bytes, format_duration, format_seconds
 from infsa_bench.spec import Case
 
 
@@ -25,6 +25,8 @@ def describe_outcome(record: Record) -> str:
         case Measurement(latencies_seconds=latencies):
             flags = "".join(f" [{flag}]" for flag in record.outcome.flags)
             return f"{format_seconds(statistics.median(latencies))} (median of {len(latencies)}){flags}"
+        case Fit(peak_memory_bytes=peak_bytes):
+            return "fits" if peak_bytes is None else f"fits, with {format_bytes(peak_bytes)} at the peak"
         case Failure(kind=kind, message=message):
             return f"{kind}: {message}"
 

@@ -35,7 +35,7 @@ def report_run(path: Path, console: Console) -> ReportFiles:
     run = load(path)
     if any(found.gpu is not None and found.gpu.is_fake for found in run.manifest.environments.values()):
         raise SpecError(f"{path} was made with the fake NVML library of the tests: not published")
-    rows = summarize(run.records)
+    rows = summarize(run.records, memory_limit_bytes=run.manifest.settings.memory_limit_bytes)
     if not rows:
         raise SpecError(f"{path} has no records yet")
     print_tables(run, rows, console)

@@ -4,81 +4,40 @@ from __future__ import annotations
 
 import datetime
 import os
-import re
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 from rich.console import Console
 
 from infsa_bench.analyze.predict import TIMED_PASSES, Predictor
+from infsa_bench.commands.options import (
+    CLOSING_SECONDS,
+    SweepOptions,
+    SweepRequest,
+    check_options,
+    sweep_axes,
+    time_budget,
+)
 from infsa_bench.commands.progress import BarProgress, PlainProgress
 from infsa_bench.commands.report import report_run
-from infsa_bench.energy_plan import EnergyChoice, EnergyPreset, energy_preset
-from infsa_bench.errors import SpecError, SweepStoppedError, UnknownNameError
+from infsa_bench.energy_plan import EnergyPreset, energy_preset
+from infsa_bench.errors import SpecError, SweepStoppedError
+from infsa_bench.execute.device_lock import DeviceLock
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.execute.messages import Hello
-from infsa_bench.protocol import PROTOCOLS, Protocol
 from infsa_bench.report.units import format_bytes, format_duration
-from infsa_bench.spec import (
-    EXECUTIONS,
-    PAPER_PRECISION,
-    PHASES,
-    PRECISIONS,
-    Case,
-    Sweep,
-    known_mechanisms,
-    parse_batch_sizes,
-    parse_configs,
-    parse_duration,
-    parse_mechanisms,
-    parse_names,
-    parse_resolutions,
-)
+from infsa_bench.schedule import MEMORY_SHARE, Plan, Step, schedule, scheduled_seconds
+from infsa_bench.spec import Case
 from infsa_bench.store import Manifest, RunWriter, Settings, is_run, load_manifest, reports_path
-from infsa_bench.sweep import Plan, Step, run_plan, schedule, scheduled_seconds, utc_now
-
-CPU_TIME_BUDGET = "4m"
-CLOSING_SECONDS = 15.0
-"""Share of the time budget kept back for ending the worker and rendering the report."""
+from infsa_bench.sweep import run_plan, utc_now
 
 CALIBRATION_SECONDS = 15.0
-"""Share of it kept back, where energy is measured, for looking at the idle device and its counter once more."""
-
-ENERGY_CHOICES: tuple[EnergyChoice, ...] = get_args(EnergyChoice)
-
-CPU_DEFAULTS = {"res": "224..1024", "config": "4L-64H"}
-CUDA_DEFAULTS = {"res": "224..9216", "config": "4L-64H,24L-16H"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweepRequest:
-    """The options of the command line as typed; None where the default depends on the device."""
-
-    res: str | None = None
-    mechanisms: str = "all"
-    impl: str = "reference"
-    config: str | None = None
-    phase: str = "infer"
-    dtype: str | None = None
-    batch_size: str = "1"
-    device: str = "auto"
-    execution: str = "eager"
-    protocol: str = "quick"
-    warmup: int | None = None
-    iterations: int | None = None
-    replicates: int | None = None
-    energy: str = "auto"
-    time_budget: str | None = None
-    seed: int = 0
-    out: Path | None = None
-    resume: bool = False
-    dry_run: bool = False
-    program: tuple[str, ...] = ("infsa-bench",)
-    words: tuple[str, ...] = ()
+"""Share of the time budget kept back, where energy is measured, for looking at the idle device and its counter once
+more.
+"""
 
 
 def sweep(request: SweepRequest, console: Console) -> int:
@@ -92,20 +51,25 @@ def sweep(request: SweepRequest, console: Console) -> int:
         SweepStoppedError: the device or the disk gave up.
     """
     started = time.monotonic()
-    protocol, energy = _check_options(request)
-    earlier = _earlier_run(request, protocol, energy)
-    with Launcher(request.device) as launcher:
+    options = check_options(request)
+    protocol, energy = options.protocol, options.energy
+    earlier = _earlier_run(request, options)
+    with (
+        Launcher(request.device, memory_limit_bytes=options.memory_limit_bytes) as launcher,
+        DeviceLock(launcher.hello.environment, allow_shared=request.allow_shared) as lock,
+    ):
         hello = launcher.hello
         device_type = hello.environment.device_type
-        axes = _axes(request, device_type, protocol.replicates)
+        axes = sweep_axes(request, device_type, protocol.replicates)
         launcher.check(tuple(name for name in axes.mechanisms if ":" in name))
-        budget_seconds = _time_budget(request, device_type)
+        budget_seconds = time_budget(request, device_type)
         settings = Settings(
             device=hello.environment.device,
             protocol=protocol,
             seed=request.seed,
             time_budget_seconds=budget_seconds,
             energy=energy,
+            memory_limit_bytes=options.memory_limit_bytes,
         )
         preset = energy_preset(energy, protocol)
         watched = None if hello.energy_source is None else preset
@@ -114,9 +78,12 @@ def sweep(request: SweepRequest, console: Console) -> int:
             cases=tuple(axes.cases(device_type)),
             protocol=protocol,
             deadline=None if budget_seconds is None else started + budget_seconds - closing_seconds,
-            host_memory_bytes=hello.available_bytes if device_type == "cpu" else None,
+            host_memory_bytes=_checked_host_memory(hello, options.memory_limit_bytes),
             # Also where it cannot be watched: every record then says why.
             energy=preset,
+            case_timeout_seconds=options.case_timeout_seconds,
+            is_pruned=request.prune,
+            retried=options.retried,
         )
         if not plan.cases:
             raise SpecError(f"no cell: none of {', '.join(axes.mechanisms)} has {' or '.join(axes.implementations)}")
@@ -135,13 +102,13 @@ def sweep(request: SweepRequest, console: Console) -> int:
                 raise SweepStoppedError(f"cannot write to {out}: {error}") from error
             if writer.torn_bytes:
                 console.print(f"dropped a torn last line of {writer.torn_bytes} bytes", highlight=False)
-            todo = [case for case in plan.cases if case.id not in writer.finished]
-            _announce(console, plan, schedule(plan, predictor, todo), hello, out)
+            todo = plan.todo(writer.recorded)
+            _announce(console, plan, schedule(plan, predictor, todo, plan.dominance(writer.recorded)), hello, out)
             done = len(plan.cases) - len(todo)
             kind = BarProgress if console.is_terminal else PlainProgress
             try:
                 with kind(console, len(plan.cases), done) as progress:
-                    run_plan(plan, launcher, writer, predictor, progress)
+                    run_plan(plan, launcher, writer, predictor, progress, lock.is_shared)
             except KeyboardInterrupt:
                 again = shlex.join(_resume_command(request, out))
                 line = f"\ninterrupted; what is recorded is kept. To go on: {again}"
@@ -155,36 +122,16 @@ def sweep(request: SweepRequest, console: Console) -> int:
     return 0
 
 
-def _check_options(request: SweepRequest) -> tuple[Protocol, EnergyChoice]:
-    """Check all that can be checked without a worker; return the protocol, and how energy is to be watched."""
-    _axes(request, "cpu", 1)
-    budget_seconds = _time_budget(request, "cpu")
-    if budget_seconds is not None and budget_seconds <= CLOSING_SECONDS:
-        raise SpecError(f"--time-budget must be above {CLOSING_SECONDS:.0f} s, which ending and rendering may take")
-    if not 0 <= request.seed < 2**63:
-        raise SpecError(f"--seed must be between 0 and 2^63 - 1, not {request.seed}")
-    if request.resume and request.out is None:
-        raise SpecError("--resume needs --out, the folder of the run to go on with")
-    check_device(request.device)
-    if request.protocol not in PROTOCOLS:
-        raise UnknownNameError("protocol", request.protocol, PROTOCOLS)
-    protocol = PROTOCOLS[request.protocol].customized(
-        warmup=request.warmup, iterations=request.iterations, replicates=request.replicates
-    )
-    for choice in ENERGY_CHOICES:
-        if request.energy == choice:
-            return protocol, choice
-    raise UnknownNameError("energy", request.energy, ENERGY_CHOICES)
+def _checked_host_memory(hello: Hello, memory_limit_bytes: int | None) -> int | None:
+    """Return the memory that cases on a CPU are checked against before they run, None for no check.
 
-
-def check_device(name: str) -> None:
-    """Refuse what is no name of a device.
-
-    Raises:
-        SpecError: it is none.
+    Under a limit that lies below what the check allows, running out harms nobody and is what one wants to see.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
-        raise SpecError(f"unknown device {name!r}; write auto, cpu or cuda:N")
+    if hello.environment.device_type != "cpu" or hello.available_bytes is None:
+        return None
+    if memory_limit_bytes is not None and memory_limit_bytes <= MEMORY_SHARE * hello.available_bytes:
+        return None
+    return hello.available_bytes
 
 
 def _check_report_folder(folder: Path) -> None:
@@ -194,37 +141,11 @@ def _check_report_folder(folder: Path) -> None:
         raise SpecError(f"the report would go to {folder}, but {existing} is no folder that can be written")
 
 
-def _axes(request: SweepRequest, device_type: str, replicates: int) -> Sweep:
-    defaults = CUDA_DEFAULTS if device_type == "cuda" else CPU_DEFAULTS
-    known = [implementation for entry in known_mechanisms().values() for implementation in entry.implementations]
-    dtype = request.dtype
-    if dtype is None and request.protocol == "paper":
-        dtype = PAPER_PRECISION
-    return Sweep(
-        mechanisms=parse_mechanisms(request.mechanisms),
-        implementations=parse_names(request.impl, "implementation", tuple(dict.fromkeys(known))),
-        configs=parse_configs(defaults["config"] if request.config is None else request.config),
-        resolutions=parse_resolutions(defaults["res"] if request.res is None else request.res),
-        phases=parse_names(request.phase, "phase", PHASES),
-        precisions=() if dtype is None else parse_names(dtype, "dtype", PRECISIONS),
-        executions=parse_names(request.execution, "execution", EXECUTIONS),
-        batch_sizes=parse_batch_sizes(request.batch_size),
-        replicates=replicates,
-        seed=request.seed,
-    )
-
-
-def _time_budget(request: SweepRequest, device_type: str) -> float | None:
-    if request.time_budget is not None:
-        return parse_duration(request.time_budget)
-    return parse_duration(CPU_TIME_BUDGET) if device_type == "cpu" else None
-
-
 def _default_out(device_type: str) -> Path:
     return Path("results") / f"{device_type}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _earlier_run(request: SweepRequest, protocol: Protocol, energy: EnergyChoice) -> Manifest | None:
+def _earlier_run(request: SweepRequest, options: SweepOptions) -> Manifest | None:
     """Return the manifest of the run that is to be resumed, or None for a new one.
 
     Raises:
@@ -240,7 +161,13 @@ def _earlier_run(request: SweepRequest, protocol: Protocol, energy: EnergyChoice
     if not request.resume:
         raise SpecError(f"{request.out} holds a run already: add --resume to finish it, or choose another --out")
     earlier = load_manifest(request.out)
-    asked = replace(earlier.settings, protocol=protocol, seed=request.seed, energy=energy)
+    asked = replace(
+        earlier.settings,
+        protocol=options.protocol,
+        seed=request.seed,
+        energy=options.energy,
+        memory_limit_bytes=options.memory_limit_bytes,
+    )
     _refuse_differences(request.out, earlier.settings, asked)
     return earlier
 

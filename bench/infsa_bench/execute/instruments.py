@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,9 +16,13 @@ from infsa_bench.measure.energy.observing_process import ProcessObserver
 from infsa_bench.measure.energy.power import NvmlPower
 from infsa_bench.measure.energy.rapl import Rapl
 from infsa_bench.measure.environment import find_gpu
-from infsa_bench.measure.memory import PeakMemory
+from infsa_bench.measure.memory import PeakMemory, available_host_bytes, release_freed_memory
+from infsa_bench.measure.memory_limit import MemoryLimit
 from infsa_bench.measure.nvml import Gpu
 from infsa_bench.record import EnergySource
+
+LEFTOVER_BYTES = 64 * 2**20
+"""Memory that a finished case may leave taken; with more, something was kept and the worker is replaced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +31,7 @@ class Instruments:
 
     ``gpu`` is NVML's view of it, None on a CPU or where NVML does not know it. ``meter`` is None where no energy can
     be measured; ``no_energy`` then says why. ``energy_source`` is what the meter will read, as far as one reading
-    tells: a counter that stands still shows only later.
+    tells: a counter that stands still shows only later. ``memory_limit`` emulates a smaller device.
     """
 
     device: torch.device
@@ -36,6 +40,7 @@ class Instruments:
     meter: EnergyMeter | None
     energy_source: EnergySource | None
     no_energy: MeterUnavailableError | None
+    memory_limit: MemoryLimit | None = None
 
     def load(self, call: Callable[[], object], iteration_seconds: float) -> Load:
         """Return ``call`` as a continuous load."""
@@ -43,6 +48,28 @@ class Instruments:
         if self.device.type == "cuda":
             return CudaLoad(call, self.device, iteration_seconds, clock)
         return HostLoad(call, clock)
+
+    def limited(self, limit_bytes: int) -> Instruments:
+        """Limit the memory that this process may take; raises as :class:`MemoryLimit`."""
+        process_bytes = self.gpu.process_bytes() if self.gpu else None
+        return replace(self, memory_limit=MemoryLimit(self.device, limit_bytes, process_bytes))
+
+    def available_bytes(self) -> int | None:
+        """Return the memory that a case could still take on the device; None where nobody knows."""
+        if self.device.type == "cuda":
+            free: int | None = torch.cuda.mem_get_info(self.device)[0]
+        else:
+            free = available_host_bytes()
+        if self.memory_limit is None:
+            return free
+        left = self.memory_limit.left_bytes()
+        return left if free is None else min(left, free)
+
+    def is_clean(self) -> bool:
+        """Tell whether a finished case left nothing behind on the device, once freed memory was given back."""
+        release_freed_memory(self.device)
+        is_whole = self.memory_limit is None or self.memory_limit.is_whole()
+        return is_whole and (self.peak_memory.held_bytes() or 0) <= LEFTOVER_BYTES
 
     def close(self) -> None:
         """End what was started for it."""

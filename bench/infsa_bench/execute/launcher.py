@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from infsa_bench.energy_plan import EnergyPreset, trials_of_replicate
 from infsa_bench.errors import SpecError, SweepStoppedError
-from infsa_bench.execute.messages import Finding, Finished, RunCommand, StageReached
+from infsa_bench.execute.messages import Finding, Finished, ProbeCommand, RunCommand, StageReached
 from infsa_bench.execute.process import Worker, WorkerCommand, WorkerEndedError, WorkerTimeoutError, worker_command
 from infsa_bench.protocol import Protocol
-from infsa_bench.record import Attempt, EnergyCalibration, Failure, Outcome, Stage, TracePoint
+from infsa_bench.record import Attempt, EnergyCalibration, Failure, FailureKind, Outcome, Stage, TracePoint
 from infsa_bench.spec import Case
 
 MAX_ATTEMPTS = 3
@@ -27,30 +28,55 @@ class CaseRun:
     """How a case ended, after how many tries that were ended from outside.
 
     ``trace`` is the power over its energy trials, ``calibration`` what the run knows about the energy counter.
+    ``stopped`` is why there can be no next case, None if there can.
     """
 
     outcome: Outcome
     attempts: tuple[Attempt, ...]
     trace: tuple[TracePoint, ...] = ()
     calibration: EnergyCalibration | None = None
+    stopped: SweepStoppedError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """When a case is given up: so long after its begin, and so long after its worker's last sign of life."""
+
+    timeout_seconds: float
+    silence_seconds: float
 
 
 class Launcher:
     """Runs cases on one device, in a worker that it replaces after anything but a clean measurement.
 
-    What the first worker found out about the energy counter is handed to its successors.
+    What the first worker found out about the energy counter is handed to its successors. With ``memory_limit_bytes``
+    every worker takes no more than that, as on a smaller device.
     """
 
-    def __init__(self, device: str, command: WorkerCommand = worker_command) -> None:
-        """Start the first worker; raises as :class:`Worker` does."""
+    def __init__(
+        self, device: str, command: WorkerCommand = worker_command, *, memory_limit_bytes: int | None = None
+    ) -> None:
+        """Start the first worker, and try the memory limit out in it.
+
+        Raises:
+            SpecError: the device cannot be used, or not with that limit.
+            SweepStoppedError: the worker did not start.
+        """
         self._device = device
         self._command = command
+        self._memory_limit_bytes = memory_limit_bytes
         self._worker: Worker | None = Worker(device, command)
         self._has_run = False
         self._calibration: EnergyCalibration | None = None
         self.hello = self._worker.hello
         # "auto" was resolved by the first worker; its successors must not choose again.
         self._device = self.hello.environment.device
+        if memory_limit_bytes is not None:
+            try:
+                self._worker.limit_memory(memory_limit_bytes, is_tried_out=True)
+            finally:
+                # What was allocated for trying it out could change the first number.
+                self.close()
 
     def check(self, mechanisms: tuple[str, ...]) -> None:
         """Try out ``package.module:Class`` mechanisms.
@@ -85,56 +111,78 @@ class Launcher:
         self,
         case: Case,
         protocol: Protocol,
+        patience: Patience,
         *,
-        timeout_seconds: float,
         limit_seconds: float | None,
         energy: EnergyPreset | None = None,
     ) -> CaseRun:
-        """Run one case to its outcome.
+        """Measure one case to its outcome.
 
-        ``limit_seconds`` ends its warm-up and timing early, ``timeout_seconds`` kills it. ``energy`` is how its energy
-        is watched, None for not at all. A worker that is killed from outside is replaced and the case tried again,
-        :data:`MAX_ATTEMPTS` times in all.
+        ``limit_seconds`` ends its warm-up and timing early. ``energy`` is how its energy is watched, None for not at
+        all. A worker that is killed from outside is replaced and the case tried again, :data:`MAX_ATTEMPTS` times in
+        all.
 
         Raises:
             SweepStoppedError: no worker can be had any more.
         """
-        deadline = time.monotonic() + timeout_seconds
-        attempts: list[Attempt] = []
-        while True:
-            worker = self._ready_worker()
-            command = RunCommand(
+        return self._run(
+            lambda: RunCommand(
                 case=case,
                 protocol=protocol,
                 limit_seconds=limit_seconds,
                 energy=energy,
                 share=trials_of_replicate(energy, case.replicate, protocol.replicates) if energy else None,
                 calibration=self._calibration,
-            )
-            worker.send(command)
+            ),
+            patience,
+        )
+
+    def probe(self, case: Case, patience: Patience, *, is_fresh: bool) -> CaseRun:
+        """Build one case and run it once, in a worker of its own if it is to be ``is_fresh``; raises as :meth:`run`."""
+        if is_fresh:
+            self.renew()
+        return self._run(lambda: ProbeCommand(case=case), patience)
+
+    def _run(self, next_command: Callable[[], RunCommand | ProbeCommand], patience: Patience) -> CaseRun:
+        deadline = time.monotonic() + patience.timeout_seconds
+        attempts: list[Attempt] = []
+        while True:
+            worker = self._ready_worker()
+            worker.send(next_command())
             self._has_run = True
-            finished = _follow(worker, deadline, timeout_seconds)
+            finished = _follow(worker, deadline, patience)
             self._calibration = self._calibration or finished.calibration
+            stopped: SweepStoppedError | None = None
             if not finished.reusable:
                 # The next case starts another; after the last one none is needed.
-                self.close()
+                try:
+                    self.close()
+                except SweepStoppedError as error:
+                    # The case has its outcome all the same.
+                    stopped = error
             outcome = finished.outcome
             is_killed = isinstance(outcome, Failure) and outcome.kind == "killed"
-            if not is_killed or len(attempts) + 1 >= MAX_ATTEMPTS or time.monotonic() >= deadline:
+            is_last = len(attempts) + 1 >= MAX_ATTEMPTS or time.monotonic() >= deadline or stopped is not None
+            if not is_killed or is_last:
                 return CaseRun(
                     outcome=outcome,
                     attempts=tuple(attempts),
                     trace=finished.trace,
                     calibration=self._calibration,
+                    stopped=stopped,
                 )
             assert isinstance(outcome, Failure)
             attempts.append(Attempt(stage=outcome.stage, message=outcome.message))
 
     def close(self) -> None:
-        """End the worker."""
-        if self._worker is not None:
-            self._worker.stop()
-            self._worker = None
+        """End the worker.
+
+        Raises:
+            SweepStoppedError: it cannot be ended.
+        """
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -149,27 +197,33 @@ class Launcher:
             try:
                 self._worker = Worker(self._device, self._command)
                 self._has_run = False
+                if self._memory_limit_bytes is not None:
+                    self._worker.limit_memory(self._memory_limit_bytes, is_tried_out=False)
             except SpecError as error:
                 # It could be used when the sweep began.
                 raise SweepStoppedError(f"{self._device} is lost: {error}") from error
         return self._worker
 
 
-def _follow(worker: Worker, deadline: float, timeout_seconds: float) -> Finished:
+def _follow(worker: Worker, deadline: float, patience: Patience) -> Finished:
     """Return how the case that ``worker`` is running ended, in the worker's words or, where it has none, in ours."""
     stage: Stage = "start"
+    silent_at = time.monotonic() + patience.silence_seconds
     try:
         while True:
-            match worker.receive(max(0.0, deadline - time.monotonic())):
+            match worker.receive(max(0.0, min(deadline, silent_at) - time.monotonic())):
                 case StageReached(stage=reached):
                     stage = reached
+                    silent_at = time.monotonic() + patience.silence_seconds
                 case Finished() as finished:
                     return finished
                 case other:
                     failure = Failure(kind="crash", stage=stage, message=f"unexpected answer: {other}")
                     break
     except WorkerTimeoutError:
-        message = f"not finished after {timeout_seconds:.0f} s; the worker was killed"
+        message = f"not finished after {patience.timeout_seconds:.0f} s; the worker was killed"
+        if silent_at < deadline:
+            message = f"no sign of life for {patience.silence_seconds:.0f} s; the worker was killed"
         failure = Failure(kind="timeout", stage=stage, message=message)
     except WorkerEndedError as ended:
         failure = _ended_failure(ended, stage)
@@ -180,13 +234,24 @@ def _ended_failure(ended: WorkerEndedError, stage: Stage) -> Failure:
     code = ended.exit_code
     tail = f": {ended.output}" if ended.output else ""
     if code is None:
-        return Failure(kind="crash", stage=stage, message=ended.output or "the worker closed its pipe", exit_code=code)
-    if code < 0:
-        name = signal.Signals(-code).name
-        if ended.killed_for_memory:
-            message = "the kernel killed the worker: the machine ran out of memory"
-            return Failure(kind="host_oom", stage=stage, message=message, exit_code=code)
-        if -code in (signal.SIGKILL, signal.SIGTERM):
-            return Failure(kind="killed", stage=stage, message=f"the worker was killed by {name}", exit_code=code)
-        return Failure(kind="crash", stage=stage, message=f"the worker died of {name}{tail}", exit_code=code)
-    return Failure(kind="crash", stage=stage, message=f"the worker ended with exit code {code}{tail}", exit_code=code)
+        return Failure(kind="crash", stage=stage, message=ended.output or "the worker closed its pipe")
+    if code >= 0:
+        return Failure(
+            kind="crash", stage=stage, message=f"the worker ended with exit code {code}{tail}", exit_code=code
+        )
+    name = _signal_name(-code)
+    kind: FailureKind = "crash"
+    message = f"the worker died of {name}{tail}"
+    if ended.killed_for_memory:
+        kind, message = "host_oom", "the kernel killed the worker: the machine ran out of memory"
+    elif -code in (signal.SIGKILL, signal.SIGTERM):
+        kind, message = "killed", f"the worker was killed by {name}"
+    return Failure(kind=kind, stage=stage, message=message, exit_code=code, signal=name)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        # Real-time signals have numbers only.
+        return f"signal {number}"

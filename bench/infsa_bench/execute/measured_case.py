@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -13,6 +12,7 @@ from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.execute.instruments import Instruments
 from infsa_bench.execute.messages import RunCommand
 from infsa_bench.execute.modes import compiled_graphs
+from infsa_bench.execute.stages import StageReporter
 from infsa_bench.execute.workload import build_workload
 from infsa_bench.measure.energy.meter import not_measured
 from infsa_bench.measure.latency import (
@@ -28,7 +28,7 @@ from infsa_bench.measure.latency import (
 from infsa_bench.measure.nvml import THROTTLE_REASONS
 from infsa_bench.measure.processors import OtherLoad
 from infsa_bench.measure.stopwatch import Stopwatch
-from infsa_bench.record import GpuState, Measurement, Stage, TracePoint
+from infsa_bench.record import GpuState, Measurement, TracePoint
 
 WARMUP_SHARE = 0.25
 """Share of a limited time that warming up may take."""
@@ -40,8 +40,8 @@ class MeasuredCase:
     Each step may raise anything. The later ones add to a measurement that stands without them.
     """
 
-    def __init__(self, command: RunCommand, instruments: Instruments, reach: Callable[[Stage], None]) -> None:
-        self._command, self._instruments, self._reach = command, instruments, reach
+    def __init__(self, command: RunCommand, instruments: Instruments, reporter: StageReporter) -> None:
+        self._command, self._instruments, self._reporter = command, instruments, reporter
         self._stopwatch = Stopwatch()
         self._meter = instruments.meter if command.energy is not None else None
         self._no_energy = instruments.no_energy
@@ -51,17 +51,18 @@ class MeasuredCase:
     def time(self) -> Measurement:
         """Build, warm up and time; the energy is not measured yet."""
         case, protocol, device = self._command.case, self._command.protocol, self._instruments.device
-        stopwatch, limit = self._stopwatch, self._command.limit_seconds
+        stopwatch, limit, beat = self._stopwatch, self._command.limit_seconds, self._reporter.beat
         self._calibrate()
-        self._reach("build")
+        self._reporter.reach("build")
         with stopwatch.stage("build"):
             self._workload = workload = build_workload(case, device)
             synchronize(device)
-        self._reach("warm-up")
+        self._reporter.ask(workload.is_in_backward)
+        self._reporter.reach("warm-up")
         warmup_limit = None if limit is None else limit * WARMUP_SHARE
         with stopwatch.stage("warm-up"):
-            warmup_seconds = warm_up(workload.call, protocol, device, limit_seconds=warmup_limit)
-        self._reach("timing")
+            warmup_seconds = warm_up(workload.call, protocol, device, limit_seconds=warmup_limit, beat=beat)
+        self._reporter.reach("timing")
         gpu, peak_memory = self._instruments.gpu, self._instruments.peak_memory
         state_before = gpu.state() if gpu else None
         others = OtherLoad() if device.type == "cpu" else None
@@ -69,7 +70,7 @@ class MeasuredCase:
         peak_memory.reset()
         left = None if limit is None else max(0.0, limit - sum(warmup_seconds))
         with stopwatch.stage("latency"):
-            self._timings = timings = time_case(workload.call, protocol, device, limit_seconds=left)
+            self._timings = timings = time_case(workload.call, protocol, device, limit_seconds=left, beat=beat)
         is_shared = others is not None and others.is_shared()
         peak = peak_memory.read()
         process_bytes = gpu.process_bytes() if gpu else None
@@ -112,12 +113,17 @@ class MeasuredCase:
             return measurement, ()
         command = self._command
         assert command.energy is not None
-        self._reach("energy")
+        self._reporter.reach("energy")
         iteration_seconds = statistics.median(self._timings.seconds_per_iteration)
         load = self._instruments.load(self._workload.call, iteration_seconds)
         share = command.share or TrialShare.all_of(command.energy.trials)
         metered = self._meter.read(
-            load, iteration_seconds, command.energy, share, is_limited=command.limit_seconds is not None
+            load,
+            iteration_seconds,
+            command.energy,
+            share,
+            is_limited=command.limit_seconds is not None,
+            beat=self._reporter.beat,
         )
         stage_seconds = measurement.stage_seconds | metered.stage_seconds
         return replace(measurement, energy=metered.reading, stage_seconds=stage_seconds), metered.trace
@@ -130,10 +136,10 @@ class MeasuredCase:
         twin, protocol, device = self._workload.graph_twin, self._command.protocol, self._instruments.device
         if twin is None or statistics.median(self._timings.gpu_seconds) >= GRAPH_TWIN_BELOW_SECONDS:
             return measurement
-        begin = Stopwatch()
+        begin, beat = Stopwatch(), self._reporter.beat
         replay = twin()
-        warm_up(replay, protocol, device)
-        graph_seconds = time_saturated(replay, protocol, device).seconds
+        warm_up(replay, protocol, device, beat=beat)
+        graph_seconds = time_saturated(replay, protocol, device, beat=beat).seconds
         return replace(
             measurement,
             graph_seconds_per_iteration=graph_seconds,
@@ -145,7 +151,7 @@ class MeasuredCase:
         """Watch the idle device, if nobody has yet: now, because nothing is built."""
         if self._meter is None or self._meter.calibration is not None:
             return
-        self._reach("energy")
+        self._reporter.reach("energy")
         try:
             with self._stopwatch.stage("idle"):
                 self._meter.calibrate()

@@ -13,7 +13,7 @@ from infsa_bench.codec import decode, encode
 from infsa_bench.energy_plan import EnergyPreset, TrialShare
 from infsa_bench.errors import SchemaError
 from infsa_bench.protocol import Protocol
-from infsa_bench.record import EnergyCalibration, EnergySource, Environment, Failure, Measurement, Stage, TracePoint
+from infsa_bench.record import EnergyCalibration, EnergySource, Environment, Outcome, Stage, TracePoint
 from infsa_bench.spec import Case
 
 
@@ -39,8 +39,26 @@ class CalibrateCommand:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LimitMemoryCommand:
+    """Take no more than so many bytes from now on, as on a smaller device; answered by MemoryLimited.
+
+    ``is_tried_out``: also see whether that is so, with two allocations that would spoil the worker for measuring.
+    """
+
+    limit_bytes: int
+    is_tried_out: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeCommand:
+    """Build a case and run it once; answered as RunCommand."""
+
+    case: Case
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunCommand:
-    """Run one case; answered by any number of StageReached, then Finished.
+    """Measure one case; answered by any number of StageReached, then Finished.
 
     ``limit_seconds`` is for its warm-up and timing, None for as long as the protocol takes; ``energy`` is how its
     energy is watched, None for not at all, ``share`` the trials that fall to this process, None for all of them;
@@ -107,8 +125,15 @@ class Calibrated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryLimited:
+    """The limit holds, or what is wrong with it."""
+
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageReached:
-    """The case has got as far as ``stage``."""
+    """The case has got as far as ``stage``. Said again, it is a sign of life."""
 
     stage: Stage
 
@@ -120,14 +145,14 @@ class Finished:
     ``trace`` is the power over the case's energy trials, ``calibration`` what the worker knows about the counter.
     """
 
-    outcome: Measurement | Failure
+    outcome: Outcome
     reusable: bool
     trace: tuple[TracePoint, ...] = ()
     calibration: EnergyCalibration | None = None
 
 
-Command = CheckCommand | DiagnoseCommand | CalibrateCommand | RunCommand
-Message = Hello | Refused | Checked | Diagnosed | Calibrated | StageReached | Finished
+Command = CheckCommand | DiagnoseCommand | CalibrateCommand | LimitMemoryCommand | ProbeCommand | RunCommand
+Message = Hello | Refused | Checked | Diagnosed | Calibrated | MemoryLimited | StageReached | Finished
 
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in (*get_args(Command), *get_args(Message))}
 

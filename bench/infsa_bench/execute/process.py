@@ -23,6 +23,8 @@ from infsa_bench.execute.messages import (
     Diagnosed,
     Finding,
     Hello,
+    LimitMemoryCommand,
+    MemoryLimited,
     Message,
     Refused,
     from_line,
@@ -46,7 +48,7 @@ def worker_command(device: str, message_fd: int, parent_pid: int) -> list[str]:
 
 
 class WorkerEndedError(Exception):
-    """The worker is gone (with its exit code and the end of what it printed), or was stopped for talking nonsense."""
+    """The worker is gone (with its exit code and the end of what it printed), or is to go, for it talks nonsense."""
 
     def __init__(self, exit_code: int | None, output: str, killed_for_memory: bool = False) -> None:
         super().__init__(output or f"exit code {exit_code}")
@@ -128,7 +130,6 @@ class Worker:
         try:
             return from_line(line)
         except SchemaError as error:
-            self.stop()
             raise WorkerEndedError(None, f"unreadable message: {error}") from None
 
     def check(self, mechanisms: tuple[str, ...]) -> dict[str, str]:
@@ -145,6 +146,21 @@ class Worker:
             raise SpecError(f"trying out {names} ended the worker: {str(error) or 'no answer'}") from None
         assert isinstance(answer, Checked)
         return answer.problems
+
+    def limit_memory(self, limit_bytes: int, *, is_tried_out: bool) -> None:
+        """Have the worker take no more than so many bytes.
+
+        Raises:
+            SpecError: the device cannot be limited to that, or, if it is to be tried out, the limit does not hold.
+        """
+        self.send(LimitMemoryCommand(limit_bytes=limit_bytes, is_tried_out=is_tried_out))
+        try:
+            answer = self.receive(START_SECONDS)
+        except (WorkerEndedError, WorkerTimeoutError) as error:
+            raise SpecError(f"limiting the memory ended the worker: {str(error) or 'no answer'}") from None
+        assert isinstance(answer, MemoryLimited)
+        if answer.problem is not None:
+            raise SpecError(f"a memory limit of {limit_bytes} bytes cannot be had: {answer.problem}")
 
     def diagnose(self, selfcheck: bool) -> tuple[Finding, ...]:
         """Return what this machine can measure; ``selfcheck`` also tries the meters out.

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.execute.diagnosis import diagnose
+from infsa_bench.execute.failures import describe_failure, first_line
 from infsa_bench.execute.instruments import Instruments, open_instruments
 from infsa_bench.execute.measured_case import MeasuredCase
 from infsa_bench.execute.messages import (
@@ -35,26 +36,25 @@ from infsa_bench.execute.messages import (
     Diagnosed,
     Finished,
     Hello,
+    LimitMemoryCommand,
+    MemoryLimited,
     Message,
+    ProbeCommand,
     Refused,
     RunCommand,
-    StageReached,
     from_line,
     to_line,
 )
-from infsa_bench.execute.modes import UnsupportedError
+from infsa_bench.execute.probed_case import probe_case
+from infsa_bench.execute.stages import StageReporter
 from infsa_bench.execute.workload import unsupported_reason
 from infsa_bench.measure.energy.meter import not_measured
 from infsa_bench.measure.environment import describe_environment, matmul_flops_per_second
-from infsa_bench.measure.memory import available_host_bytes, classify_error, release_freed_memory
-from infsa_bench.record import EnergyCalibration, Failure, Measurement, Stage, TracePoint
+from infsa_bench.measure.memory import available_host_bytes, release_freed_memory
+from infsa_bench.record import EnergyCalibration, Failure, Measurement, TracePoint
 from infsa_models.registry import load_class
 
 PR_SET_PDEATHSIG = 1
-LEFTOVER_BYTES = 64 * 2**20
-"""Device memory that a finished case may leave allocated; with more, something was kept and the worker is replaced."""
-
-MAX_MESSAGE_LENGTH = 300
 
 Send = Callable[[Message], None]
 Result = TypeVar("Result")
@@ -95,8 +95,18 @@ def main() -> None:
                     send(Checked(problems=problems))
                 case CalibrateCommand(calibration=known):
                     send(Calibrated(calibration=calibrate(instruments, known)))
+                case LimitMemoryCommand(limit_bytes=limit_bytes, is_tried_out=is_tried_out):
+                    try:
+                        instruments = instruments.limited(limit_bytes)
+                    except ValueError as error:
+                        send(MemoryLimited(problem=str(error)))
+                        continue
+                    assert instruments.memory_limit is not None
+                    send(MemoryLimited(problem=instruments.memory_limit.problem() if is_tried_out else None))
                 case DiagnoseCommand(selfcheck=selfcheck):
                     send(Diagnosed(findings=diagnose(environment, instruments, selfcheck=selfcheck)))
+                case ProbeCommand() as command:
+                    send(run_probe(command, instruments, send))
                 case RunCommand() as command:
                     send(run_case(command, instruments, send))
 
@@ -170,34 +180,44 @@ def check_mechanism(target: str) -> str | None:
 
 
 def run_case(command: RunCommand, instruments: Instruments, send: Send) -> Finished:
-    """Run one case to its outcome, whatever happens."""
-    device, meter = instruments.device, instruments.meter
-    reached: Stage = "start"
-
-    def reach(stage: Stage) -> None:
-        nonlocal reached
-        reached = stage
-        send(StageReached(stage=stage))
-
+    """Measure one case to its outcome, whatever happens."""
+    device, meter, reporter = instruments.device, instruments.meter, StageReporter(send)
     reason = unsupported_reason(command.case, device.type)
     if reason is not None:
-        return Finished(outcome=Failure(kind="unsupported", stage=reached, message=reason), reusable=True)
+        return _refused(reason, reporter)
     if meter is not None and meter.calibration is None:
         meter.calibration = command.calibration
-    measured_case = MeasuredCase(command, instruments, reach)
+    measured_case = MeasuredCase(command, instruments, reporter)
     timed = attempt(measured_case.time)
     calibration = meter.calibration if meter else None
     if isinstance(timed, Exception):
         # Not reusable: what the traceback keeps alive, or a device that met an error, could change the next number.
-        return Finished(outcome=_failure(timed, reached, device), reusable=False, calibration=calibration)
+        failure = describe_failure(timed, reporter.stage, instruments)
+        return Finished(outcome=failure, reusable=False, calibration=calibration)
     measurement, trace, is_clean = _complete(measured_case, timed)
     del measured_case
     return Finished(
         outcome=measurement,
-        reusable=is_clean and command.case.execution == "eager" and _is_clean(device),
+        reusable=is_clean and command.case.execution == "eager" and instruments.is_clean(),
         trace=trace,
         calibration=meter.calibration if meter else None,
     )
+
+
+def run_probe(command: ProbeCommand, instruments: Instruments, send: Send) -> Finished:
+    """Build one case and run it once, whatever happens."""
+    reporter = StageReporter(send)
+    reason = unsupported_reason(command.case, instruments.device.type)
+    if reason is not None:
+        return _refused(reason, reporter)
+    fit = attempt(lambda: probe_case(command.case, instruments, reporter))
+    if isinstance(fit, Exception):
+        return Finished(outcome=describe_failure(fit, reporter.stage, instruments), reusable=False)
+    return Finished(outcome=fit, reusable=command.case.execution == "eager" and instruments.is_clean())
+
+
+def _refused(reason: str, reporter: StageReporter) -> Finished:
+    return Finished(outcome=Failure(kind="unsupported", stage=reporter.stage, message=reason), reusable=True)
 
 
 def _complete(measured_case: MeasuredCase, timed: Measurement) -> tuple[Measurement, tuple[TracePoint, ...], bool]:
@@ -225,40 +245,6 @@ def calibrate(instruments: Instruments, known: EnergyCalibration) -> EnergyCalib
         return instruments.meter.calibrate()
     except MeterUnavailableError:
         return None
-
-
-def _failure(error: Exception, stage: Stage, device: torch.device) -> Failure:
-    kind, requested_bytes = ("unsupported", None) if isinstance(error, UnsupportedError) else classify_error(error)
-    return Failure(
-        kind=kind,
-        stage=stage,
-        message=first_line(error),
-        exception=type(error).__name__,
-        requested_bytes=requested_bytes,
-        free_bytes=_free_bytes(device) if kind in ("oom", "host_oom") else None,
-    )
-
-
-def _free_bytes(device: torch.device) -> int | None:
-    if device.type != "cuda":
-        return available_host_bytes()
-    # A device that met an error answers nothing any more.
-    free = attempt(lambda: torch.cuda.mem_get_info(device)[0])
-    return free if isinstance(free, int) else None
-
-
-def _is_clean(device: torch.device) -> bool:
-    """Tell whether the finished case left nothing behind on the device."""
-    release_freed_memory(device)
-    return device.type != "cuda" or torch.cuda.memory_allocated(device) <= LEFTOVER_BYTES
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's text, printable and of bounded length, or its name if it has none."""
-    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    # Somebody else's text: no control characters for terminals, no lone surrogates, which no file can hold.
-    line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
-    return line if len(line) <= MAX_MESSAGE_LENGTH else line[:MAX_MESSAGE_LENGTH] + "..."
 
 
 if __name__ == "__main__":

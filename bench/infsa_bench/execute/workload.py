@@ -28,6 +28,8 @@ _AUTOCAST_DTYPES = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}
 class Workload:
     """A built case. ``call`` runs one iteration and returns its logits; ``model_bytes`` as in Measurement.
 
+    ``is_in_backward`` tells whether the last iteration, if it failed, had reached its backward pass.
+
     ``graph_twin`` captures the same iteration in CUDA graphs and returns what replays it, for comparison; None where
     the case is not eager inference on a GPU. It raises as build_workload does, and its graphs need memory.
     """
@@ -37,6 +39,7 @@ class Workload:
     parameters: int
     model_bytes: int
     build_seconds: float
+    is_in_backward: Callable[[], bool]
 
 
 def unsupported_reason(case: Case, device_type: str) -> str | None:
@@ -71,6 +74,7 @@ def build_workload(case: Case, device: torch.device) -> Workload:
     images = [_random_images(case, device) for _ in range(INPUT_BUFFERS)]
     state_bytes = sum(tensor.nbytes for tensor in itertools.chain(model.parameters(), model.buffers()))
     graph_twin: Callable[[], Callable[[], Tensor]] | None = None
+    is_in_backward = _never
     if case.phase == "infer":
         model.eval().requires_grad_(False)
         mode = MODES[case.execution]
@@ -80,7 +84,7 @@ def build_workload(case: Case, device: torch.device) -> Workload:
             graph_twin = functools.partial(_graph_twin, forward, images)
     else:
         model.train()
-        call = _training_call(case, device, model, images)
+        call, is_in_backward = _training_call(case, device, model, images)
         # One gradient and AdamW's two moments for every parameter.
         state_bytes += 3 * sum(parameter.nbytes for parameter in model.parameters())
     return Workload(
@@ -89,6 +93,7 @@ def build_workload(case: Case, device: torch.device) -> Workload:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         model_bytes=state_bytes,
         build_seconds=build_seconds,
+        is_in_backward=is_in_backward,
     )
 
 
@@ -122,23 +127,35 @@ def _graph_twin(forward: Forward, images: list[Tensor]) -> Callable[[], Tensor]:
     return _rotating(MODES["cuda-graph"].prepare(forward, images), images)
 
 
-def _training_call(case: Case, device: torch.device, model: nn.Module, images: list[Tensor]) -> Callable[[], Tensor]:
-    """One step: forward, cross-entropy on random labels, backward, AdamW; float16 with a gradient scaler."""
+def _never() -> bool:
+    return False
+
+
+def _training_call(
+    case: Case, device: torch.device, model: nn.Module, images: list[Tensor]
+) -> tuple[Callable[[], Tensor], Callable[[], bool]]:
+    """Return one step (forward, cross-entropy on random labels, backward, AdamW; float16 with a gradient scaler), and
+    what tells whether it is in its backward pass.
+    """
     labels = [torch.randint(NUM_CLASSES, (case.batch_size,), device=device) for _ in images]
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=case.precision == "amp-fp16")
     run_model = MODES[case.execution].wrap(model)
     batches = itertools.cycle(zip(images, labels, strict=True))
+    is_in_backward = False
 
     def step() -> Tensor:
+        nonlocal is_in_backward
         batch, target = next(batches)
         optimizer.zero_grad(set_to_none=True)
         with _autocast(case, device):
             logits = run_model(batch)
             loss = nn.functional.cross_entropy(logits, target)
+        is_in_backward = True
         scaler.scale(loss).backward()
+        is_in_backward = False
         scaler.step(optimizer)
         scaler.update()
         return logits.detach()
 
-    return step
+    return step, lambda: is_in_backward

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from infsa_bench.measure.queues import Clock, Queue, open_queue
-from infsa_bench.measure.stopping import BATCH_SECONDS, Series, StopRule, collect
+from infsa_bench.measure.stopping import BATCH_SECONDS, Beat, Series, StopRule, collect, silence
 from infsa_bench.protocol import (
     LEAST_TIMED_ITERATIONS,
     SLOW_ITERATION_SECONDS,
@@ -91,6 +91,7 @@ def warm_up(
     *,
     limit_seconds: float | None = None,
     clock: Clock = time.perf_counter_ns,
+    beat: Beat = silence,
 ) -> tuple[float, ...]:
     """Call until the protocol's warm-up is over; return the seconds of each call.
 
@@ -108,6 +109,7 @@ def warm_up(
         seconds.append(call_ns / 1e9)
         total_ns += call_ns
         first_ns = first_ns or call_ns
+        beat()
     return tuple(seconds)
 
 
@@ -139,6 +141,7 @@ def time_case(
     *,
     limit_seconds: float | None = None,
     clock: Clock = time.perf_counter_ns,
+    beat: Beat = silence,
 ) -> Timings:
     """Time ``call`` in one pass for each quantity that the passes before have not given.
 
@@ -156,7 +159,7 @@ def time_case(
         return 2 if iteration_seconds < SAMPLE_SECONDS else 1
 
     single = _SingleCalls(call, queue, clock)
-    latency = collect(single.take, StopRule(protocol, limit_seconds, passes), clock)
+    latency = collect(single.take, StopRule(protocol, limit_seconds, passes), clock, beat=beat)
     iteration_seconds = statistics.median(latency.seconds)
     launch_seconds = statistics.median(single.launches)
     is_slow = iteration_seconds > SLOW_ITERATION_SECONDS
@@ -174,10 +177,10 @@ def time_case(
     else:
         left = left_seconds()
         rule = StopRule(protocol, None if left is None else left / 2)
-        gpu, late_share = _time_gpu(call, queue, rule, clock, launch_seconds, iteration_seconds, flush=None)
+        gpu, late_share = _time_gpu(call, queue, rule, clock, launch_seconds, iteration_seconds, beat=beat)
     if saturated is None:
         hint = statistics.median(gpu.seconds) if gpu else iteration_seconds
-        saturated = _time_saturated(call, queue, StopRule(protocol, left_seconds()), clock, hint)
+        saturated = _time_saturated(call, queue, StopRule(protocol, left_seconds()), clock, hint, beat)
     series = [latency, saturated, *([gpu] if gpu else [])]
     return Timings(
         latencies_seconds=latency.seconds,
@@ -200,9 +203,10 @@ def time_saturated(
     *,
     limit_seconds: float | None = None,
     clock: Clock = time.perf_counter_ns,
+    beat: Beat = silence,
 ) -> Series:
     """Time ``call`` with the queue kept full, in samples of at least SAMPLE_SECONDS; it must be warm."""
-    return _time_saturated(call, open_queue(device, clock), StopRule(protocol, limit_seconds), clock, 0.0)
+    return _time_saturated(call, open_queue(device, clock), StopRule(protocol, limit_seconds), clock, 0.0, beat)
 
 
 def time_gpu(
@@ -291,7 +295,8 @@ def _time_gpu(
     launch_seconds: float,
     iteration_seconds: float,
     *,
-    flush: Callable[[], None] | None,
+    flush: Callable[[], None] | None = None,
+    beat: Beat = silence,
 ) -> tuple[Series, float]:
     """Return the samples, and the share of them whose call was not launched when the device was through its hold."""
     hold_seconds = min(LAUNCHES_AHEAD * launch_seconds, MAX_HOLD_SECONDS)
@@ -311,11 +316,13 @@ def _time_gpu(
         queue.synchronize()
         return [queue.seconds_between(2 * index, 2 * index + 1) for index in range(count)]
 
-    series = collect(take, rule, clock, sample_seconds=hold_seconds + iteration_seconds)
+    series = collect(take, rule, clock, sample_seconds=hold_seconds + iteration_seconds, beat=beat)
     return series, sum(is_late) / len(is_late)
 
 
-def _time_saturated(call: Call, queue: Queue, rule: StopRule, clock: Clock, iteration_seconds: float) -> Series:
+def _time_saturated(
+    call: Call, queue: Queue, rule: StopRule, clock: Clock, iteration_seconds: float, beat: Beat
+) -> Series:
     """Time blocks of iterations; ``iteration_seconds`` is about how long one takes, 0 if nobody knows."""
     inner = 1
 
@@ -337,4 +344,4 @@ def _time_saturated(call: Call, queue: Queue, rule: StopRule, clock: Clock, iter
         if needed <= inner:
             break
         inner = needed
-    return collect(take, rule, clock, sample_seconds=inner * iteration_seconds, inner=inner)
+    return collect(take, rule, clock, sample_seconds=inner * iteration_seconds, inner=inner, beat=beat)

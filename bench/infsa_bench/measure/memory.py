@@ -11,9 +11,18 @@ from pathlib import Path
 import torch
 
 from infsa_bench.measure.cgroup import memory_left_bytes
-from infsa_bench.record import FailureKind, MemorySource
+from infsa_bench.record import FailureCause, FailureKind, MemorySource
 
 _SIZES = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+_HOST_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "bad_alloc")
+_SPELLINGS: tuple[tuple[tuple[str, ...], FailureKind, FailureCause], ...] = (
+    # cuBLAS, cuDNN and cuSPARSE name the status of what they could not get beside the allocator.
+    (("ALLOC_FAILED",), "oom", "workspace"),
+    (("CUDA out of memory", "error: out of memory", "cudaErrorMemoryAllocation"), "oom", "allocation"),
+    (("int32 index", "32-bit index", "INT_MAX"), "unsupported", "index_limit"),
+    (("too many resources", "invalid configuration argument"), "unsupported", "launch_limit"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +45,7 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         release_freed_memory(device)
-        self._baseline_bytes = None if device.type == "cuda" else _status_bytes("VmRSS")
+        self._baseline_bytes = None if device.type == "cuda" else status_bytes("VmRSS")
         self._was_reset = False
 
     def reset(self) -> None:
@@ -58,10 +67,23 @@ class PeakMemory:
                 reserved_bytes=torch.cuda.max_memory_reserved(self._device),
                 source="cuda_allocator",
             )
-        high = _status_bytes("VmHWM") if self._was_reset else None
+        high = status_bytes("VmHWM") if self._was_reset else None
         if high is None or self._baseline_bytes is None:
             return Peak(allocated_bytes=None, reserved_bytes=None, source="process_rss")
         return Peak(allocated_bytes=max(0, high - self._baseline_bytes), reserved_bytes=None, source="process_rss")
+
+    def reserved_bytes(self) -> int | None:
+        """Return what the caching allocator has taken from a GPU now; None on a CPU, which has none."""
+        return torch.cuda.memory_reserved(self._device) if self._device.type == "cuda" else None
+
+    def held_bytes(self) -> int | None:
+        """Return what is held now: by tensors on a GPU, on a CPU by the process above what it held at first."""
+        if self._device.type == "cuda":
+            return torch.cuda.memory_allocated(self._device)
+        resident = status_bytes("VmRSS")
+        if resident is None or self._baseline_bytes is None:
+            return None
+        return max(0, resident - self._baseline_bytes)
 
 
 def release_freed_memory(device: torch.device) -> None:
@@ -80,7 +102,8 @@ def release_freed_memory(device: torch.device) -> None:
             trim(0)
 
 
-def _status_bytes(field: str) -> int | None:
+def status_bytes(field: str) -> int | None:
+    """Return a size that Linux tells of this process (``VmRSS``, ``VmHWM``, ``VmData``), None where it does not."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
@@ -100,25 +123,31 @@ def available_host_bytes() -> int | None:
     return min([*known, *([] if left is None else [left])], default=None)
 
 
-def classify_error(error: BaseException) -> tuple[FailureKind, int | None]:
-    """Return what kind of failure an exception is, and the bytes asked for if it is about memory.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorKind:
+    """What kind of failure an exception is, what in particular, and the bytes asked for if it says so."""
+
+    kind: FailureKind
+    cause: FailureCause | None = None
+    requested_bytes: int | None = None
+
+
+def classify_error(error: BaseException) -> ErrorKind:
+    """Return what kind of failure an exception is.
 
     ``torch.OutOfMemoryError`` is told by its type. Failed host allocations have three spellings in torch; cuBLAS and
     cuDNN report a failed workspace by status. Limits of 32-bit indexing are not a matter of memory.
     """
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError):
-        return "oom", _requested_bytes(text)
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in text or "bad_alloc" in text:
-        return "host_oom", _requested_bytes(text)
+        return ErrorKind(kind="oom", cause="allocation", requested_bytes=_requested_bytes(text))
+    if isinstance(error, MemoryError) or any(spelling in text for spelling in _HOST_MEMORY):
+        return ErrorKind(kind="host_oom", cause="allocation", requested_bytes=_requested_bytes(text))
     if isinstance(error, RuntimeError):
-        device_memory = ("CUDA out of memory", "error: out of memory", "ALLOC_FAILED", "cudaErrorMemoryAllocation")
-        if any(spelling in text for spelling in device_memory):
-            return "oom", _requested_bytes(text)
-        size_limits = ("int32 index", "32-bit index", "INT_MAX", "too many resources", "invalid configuration argument")
-        if any(spelling in text for spelling in size_limits):
-            return "unsupported", None
-    return "error", None
+        for spellings, kind, cause in _SPELLINGS:
+            if any(spelling in text for spelling in spellings):
+                return ErrorKind(kind=kind, cause=cause, requested_bytes=_requested_bytes(text))
+    return ErrorKind(kind="error")
 
 
 def _requested_bytes(text: str) -> int | None:

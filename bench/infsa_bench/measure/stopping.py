@@ -19,6 +19,13 @@ LOOK_EVERY = 16
 LOOK_GROWTH = 0.03
 """The precision is looked at after so many more samples, or such a share of all, so that looking stays cheap."""
 
+Beat = Callable[[], object]
+"""A sign of life, asked for where nothing is being timed."""
+
+
+def silence() -> None:
+    """Give no sign of life."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
@@ -106,16 +113,18 @@ def collect(
     *,
     sample_seconds: float | None = None,
     inner: int = 1,
+    beat: Beat = silence,
 ) -> Series:
     """Take samples until the rule has enough; the first one alone where nobody knows what it takes.
 
-    ``take`` is asked for so many samples and returns one or more.
+    ``take`` is asked for so many samples and returns one or more; ``beat`` is called after each of its calls.
     """
     samples: list[float] = []
     begin = clock()
     count = 1 if sample_seconds is None else rule.more((), 0.0, sample_seconds, inner)
     while count > 0:
         samples += take(count)
+        beat()
         elapsed_seconds = (clock() - begin) / 1e9
         count = rule.more(samples, elapsed_seconds, elapsed_seconds / len(samples), inner)
     return Series(

@@ -37,6 +37,8 @@ def describe_run(run: Run, rows: Sequence[SummaryRow]) -> list[str]:
     """Return what a reader must know before the numbers, a line each."""
     settings = run.manifest.settings
     lines = [f"Environment {key}: {describe_environment(found)}" for key, found in run.manifest.environments.items()]
+    if settings.memory_limit_bytes is not None:
+        lines.append(describe_memory_limit(settings.memory_limit_bytes))
     lines.append(f"{describe_protocol(settings.protocol)}; seed {settings.seed}")
     planned = len({case_id.rpartition("/")[0] for case_id in run.manifest.plan})
     measured = sum(row.status == "ok" for row in rows)
@@ -60,6 +62,14 @@ def describe_run(run: Run, rows: Sequence[SummaryRow]) -> list[str]:
         stages = ", ".join(f"{stage} {format_duration(seconds)}" for stage, seconds in spent.items())
         lines.append(f"Time spent on measured cells (by cell in the CSV): {stages}")
     return lines
+
+
+def describe_memory_limit(limit_bytes: int) -> str:
+    """Return one line: what was emulated, and how far that goes."""
+    return (
+        f"Memory: {format_bytes(limit_bytes)} emulated, by a limit on the worker's allocations; libraries may still "
+        "choose what they do for the device that is there"
+    )
 
 
 def describe_protocol(protocol: Protocol) -> str:

@@ -26,6 +26,7 @@ from infsa_bench.measure.energy.load import Idle, Load
 from infsa_bench.measure.energy.observer import NEVER_NS, Observer, Sample
 from infsa_bench.measure.energy.trace import WatchedTrial, record_trial, trace_points
 from infsa_bench.measure.nvml import Gpu
+from infsa_bench.measure.stopping import Beat, silence
 from infsa_bench.measure.stopwatch import Stopwatch
 from infsa_bench.record import EnergyCalibration, EnergyReading, EnergyTrial, EnergyWindow, TracePoint
 
@@ -131,16 +132,24 @@ class EnergyMeter:
         raise failures[0]
 
     def read(
-        self, load: Load, iteration_seconds: float, preset: EnergyPreset, share: TrialShare, *, is_limited: bool = False
+        self,
+        load: Load,
+        iteration_seconds: float,
+        preset: EnergyPreset,
+        share: TrialShare,
+        *,
+        is_limited: bool = False,
+        beat: Beat = silence,
     ) -> MeterResult:
         """Return the energy of ``load``, whatever happens: a meter that fails is a reading with a reason.
 
         Under a time budget (``is_limited``) there are no extra trials, and none after much more than the planned time.
+        ``beat`` is called before each trial.
         """
         stopwatch = Stopwatch(self._clock.now_ns)
         samples: list[Sample] = []
         try:
-            reading = self._read(load, iteration_seconds, preset, share, is_limited, stopwatch, samples)
+            reading = self._read(load, iteration_seconds, preset, share, is_limited, beat, stopwatch, samples)
         except MeterUnavailableError as error:
             reading = not_measured(error)
         return MeterResult(reading=reading, trace=trace_points(samples), stage_seconds=stopwatch.seconds)
@@ -152,6 +161,7 @@ class EnergyMeter:
         preset: EnergyPreset,
         share: TrialShare,
         is_limited: bool,
+        beat: Beat,
         stopwatch: Stopwatch,
         samples: list[Sample],
     ) -> EnergyReading:
@@ -198,6 +208,7 @@ class EnergyMeter:
                 total=share.total,
             )
             trial_seconds = (self._clock.now_ns() - first_ns) / 1e9
+            beat()
             with stopwatch.stage("window"):
                 watched = meter.watch(load, plans, calibration)
             done.append(record_trial(watched, trial_seconds))

@@ -1,0 +1,181 @@
+"""The options of ``infsa-bench sweep``, as typed and as understood, and those that other commands share with it."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from infsa_bench.energy_plan import EnergyChoice
+from infsa_bench.errors import SpecError, UnknownNameError
+from infsa_bench.protocol import PROTOCOLS, Protocol
+from infsa_bench.record import FailureKind
+from infsa_bench.report.units import format_bytes
+from infsa_bench.spec import (
+    EXECUTIONS,
+    PAPER_PRECISION,
+    PHASES,
+    PRECISIONS,
+    Sweep,
+    known_mechanisms,
+    parse_batch_sizes,
+    parse_configs,
+    parse_duration,
+    parse_mechanisms,
+    parse_names,
+    parse_resolutions,
+    parse_size,
+)
+
+CPU_TIME_BUDGET = "4m"
+CLOSING_SECONDS = 15.0
+"""Share of the time budget kept back for ending the worker and rendering the report."""
+
+ENERGY_CHOICES: tuple[EnergyChoice, ...] = get_args(EnergyChoice)
+FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
+LEAST_MEMORY_LIMIT_BYTES = 256 * 2**20
+
+CPU_DEFAULTS = {"res": "224..1024", "config": "4L-64H"}
+CUDA_DEFAULTS = {"res": "224..9216", "config": "4L-64H,24L-16H"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepRequest:
+    """The options of the command line as typed; None where the default depends on the device."""
+
+    res: str | None = None
+    mechanisms: str = "all"
+    impl: str = "reference"
+    config: str | None = None
+    phase: str = "infer"
+    dtype: str | None = None
+    batch_size: str = "1"
+    device: str = "auto"
+    execution: str = "eager"
+    protocol: str = "quick"
+    warmup: int | None = None
+    iterations: int | None = None
+    replicates: int | None = None
+    energy: str = "auto"
+    time_budget: str | None = None
+    seed: int = 0
+    out: Path | None = None
+    resume: bool = False
+    retry: str | None = None
+    cell_timeout: str | None = None
+    memory_limit: str | None = None
+    prune: bool = True
+    allow_shared: bool = False
+    dry_run: bool = False
+    program: tuple[str, ...] = ("infsa-bench",)
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepOptions:
+    """What the words of the command line stand for, where that does not depend on the device."""
+
+    protocol: Protocol
+    energy: EnergyChoice
+    case_timeout_seconds: float | None
+    memory_limit_bytes: int | None
+    retried: frozenset[FailureKind]
+
+
+def check_options(request: SweepRequest) -> SweepOptions:
+    """Check all that can be checked without a worker."""
+    sweep_axes(request, "cpu", 1)
+    budget_seconds = time_budget(request, "cpu")
+    if budget_seconds is not None and budget_seconds <= CLOSING_SECONDS:
+        raise SpecError(f"--time-budget must be above {CLOSING_SECONDS:.0f} s, which ending and rendering may take")
+    if not 0 <= request.seed < 2**63:
+        raise SpecError(f"--seed must be between 0 and 2^63 - 1, not {request.seed}")
+    if request.resume and request.out is None:
+        raise SpecError("--resume needs --out, the folder of the run to go on with")
+    if request.retry is not None and not request.resume:
+        raise SpecError("--retry needs --resume: it measures again what a run has a record of")
+    check_device(request.device)
+    if request.protocol not in PROTOCOLS:
+        raise UnknownNameError("protocol", request.protocol, PROTOCOLS)
+    return SweepOptions(
+        protocol=PROTOCOLS[request.protocol].customized(
+            warmup=request.warmup, iterations=request.iterations, replicates=request.replicates
+        ),
+        energy=_energy_choice(request.energy),
+        case_timeout_seconds=None if request.cell_timeout is None else parse_case_timeout(request.cell_timeout),
+        memory_limit_bytes=None if request.memory_limit is None else parse_memory_limit(request.memory_limit),
+        retried=frozenset(() if request.retry is None else parse_names(request.retry, "failure", FAILURE_KINDS)),
+    )
+
+
+def _energy_choice(text: str) -> EnergyChoice:
+    for choice in ENERGY_CHOICES:
+        if text == choice:
+            return choice
+    raise UnknownNameError("energy", text, ENERGY_CHOICES)
+
+
+def check_device(name: str) -> None:
+    """Refuse what is no name of a device.
+
+    Raises:
+        SpecError: it is none.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
+        raise SpecError(f"unknown device {name!r}; write auto, cpu or cuda:N")
+
+
+def parse_case_timeout(text: str) -> float:
+    """Parse the time that a single case may take; ``none`` is no limit.
+
+    Raises:
+        SpecError: it is no time.
+    """
+    seconds = parse_duration(text)
+    return math.inf if seconds is None else seconds
+
+
+def parse_memory_limit(text: str) -> int:
+    """Parse the memory of the device to be emulated.
+
+    Raises:
+        SpecError: it is no size, or one that holds no model.
+    """
+    limit_bytes = parse_size(text)
+    if limit_bytes < LEAST_MEMORY_LIMIT_BYTES:
+        raise SpecError(f"a memory limit of {text} is below {format_bytes(LEAST_MEMORY_LIMIT_BYTES)}: no model fits")
+    return limit_bytes
+
+
+def sweep_axes(request: SweepRequest, device_type: str, replicates: int) -> Sweep:
+    """Return the axes of a sweep, with the defaults of the device.
+
+    Raises:
+        SpecError: one of them makes no sense.
+    """
+    defaults = CUDA_DEFAULTS if device_type == "cuda" else CPU_DEFAULTS
+    known = [implementation for entry in known_mechanisms().values() for implementation in entry.implementations]
+    dtype = request.dtype
+    if dtype is None and request.protocol == "paper":
+        dtype = PAPER_PRECISION
+    return Sweep(
+        mechanisms=parse_mechanisms(request.mechanisms),
+        implementations=parse_names(request.impl, "implementation", tuple(dict.fromkeys(known))),
+        configs=parse_configs(defaults["config"] if request.config is None else request.config),
+        resolutions=parse_resolutions(defaults["res"] if request.res is None else request.res),
+        phases=parse_names(request.phase, "phase", PHASES),
+        precisions=() if dtype is None else parse_names(dtype, "dtype", PRECISIONS),
+        executions=parse_names(request.execution, "execution", EXECUTIONS),
+        batch_sizes=parse_batch_sizes(request.batch_size),
+        replicates=replicates,
+        seed=request.seed,
+    )
+
+
+def time_budget(request: SweepRequest, device_type: str) -> float | None:
+    """Return the seconds that the whole sweep may take, None for no limit; raises as parse_duration."""
+    if request.time_budget is not None:
+        return parse_duration(request.time_budget)
+    return parse_duration(CPU_TIME_BUDGET) if device_type == "cpu" else None

@@ -1,0 +1,157 @@
+"""Which cases are still to be run, in which order, what each gets of the time left, and which need not be tried."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from infsa_bench.analyze.dominance import Dominance
+from infsa_bench.analyze.predict import Prediction, Predictor
+from infsa_bench.energy_plan import EnergyPreset
+from infsa_bench.protocol import Protocol
+from infsa_bench.record import Failure, FailureKind, Record
+from infsa_bench.spec import Case
+
+MEMORY_SHARE = 0.6
+"""Share of free host memory above which a case on a CPU is skipped: there, running out takes the machine along."""
+
+FIRST_SHARE_SECONDS = 3.0
+"""Under a time budget, warm-up and timing that a case should get before slower ones get their least. A few samples of
+the largest cell more or less are worth less than an interval for each of the small ones.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The cases to run, in order, and how.
+
+    ``deadline`` is on the monotonic clock, None for no limit; ``host_memory_bytes`` is what cases on a CPU may
+    share, None for no check; ``energy`` is how energy is watched where it can be, None for not at all.
+    ``case_timeout_seconds`` is what each case has, None for what its prediction gives it. With ``is_pruned``, cases
+    larger than one that ran out of memory are skipped. Records of the kinds in ``retried`` are measured again.
+    """
+
+    cases: Sequence[Case]
+    protocol: Protocol
+    deadline: float | None
+    host_memory_bytes: int | None
+    energy: EnergyPreset | None = None
+    case_timeout_seconds: float | None = None
+    is_pruned: bool = True
+    retried: frozenset[FailureKind] = frozenset()
+
+    def todo(self, recorded: Mapping[str, Record]) -> list[Case]:
+        """Return the cases that are still to be run."""
+        return [case for case in self.cases if case.id not in recorded or self._is_retried(recorded[case.id])]
+
+    def dominance(self, recorded: Mapping[str, Record]) -> Dominance:
+        """Return what the records that stand say about larger cases."""
+        dominance = Dominance()
+        for record in recorded.values():
+            if not self._is_retried(record):
+                dominance.observe(record)
+        return dominance
+
+    def _is_retried(self, record: Record) -> bool:
+        return isinstance(record.outcome, Failure) and record.outcome.kind in self.retried
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What a case gets of the time that is left.
+
+    ``seconds`` is how long it should take, ``limit_seconds`` how long its warm-up and timing may, None for no limit.
+    """
+
+    seconds: float
+    limit_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A case to come: what it is predicted to need and what it gets, None for a case that will be skipped.
+
+    ``dominated_by`` is the smaller case that ran out of memory, which is then why.
+    """
+
+    case: Case
+    prediction: Prediction
+    share: Share | None
+    dominated_by: Record | None = None
+
+
+def schedule(plan: Plan, predictor: Predictor, cases: Sequence[Case], dominance: Dominance | None = None) -> list[Step]:
+    """Return the cases in the order in which they would run, and what each would get; ``dominance`` is what is known.
+
+    Without a time budget that is the plan's own order. With one, the cheapest of a resolution come first: otherwise
+    one quadratic mechanism eats what would have measured all the others.
+    """
+    predictions = [(case, predictor.predict(case, plan.protocol)) for case in cases]
+    left_seconds = None
+    if plan.deadline is not None:
+        left_seconds = plan.deadline - time.monotonic()
+        predictions.sort(key=lambda pair: (pair[0].replicate, pair[0].resolution, pair[1].least_seconds))
+    dominating = [dominance.dominating(case) if dominance and plan.is_pruned else None for case, _ in predictions]
+    tried = [prediction for (_, prediction), by in zip(predictions, dominating, strict=True) if by is None]
+    shares = iter(share_out(plan, tried, left_seconds))
+    return [
+        Step(case=case, prediction=prediction, share=next(shares) if by is None else None, dominated_by=by)
+        for (case, prediction), by in zip(predictions, dominating, strict=True)
+    ]
+
+
+def share_out(plan: Plan, predictions: Sequence[Prediction], left_seconds: float | None) -> list[Share | None]:
+    """Return what each case gets of the time left, in the order of their running; None for one that does not fit.
+
+    Everyone who fits gets the least that makes a measurement, or :data:`FIRST_SHARE_SECONDS` while that lasts, and the
+    same share of what is then still left. Who needs less than that leaves it to those who follow.
+    """
+    if left_seconds is None:
+        return [
+            None if exceeds_memory(plan, prediction) else Share(seconds=prediction.seconds, limit_seconds=None)
+            for prediction in predictions
+        ]
+    reservations = _reserve(plan, predictions, left_seconds)
+    reserved_seconds = sum(reservation for reservation in reservations if reservation is not None)
+    count = sum(reservation is not None for reservation in reservations)
+    shares: list[Share | None] = []
+    for prediction, reservation in zip(predictions, reservations, strict=True):
+        if reservation is None:
+            shares.append(None)
+            continue
+        most_seconds = reservation + max(0.0, left_seconds - reserved_seconds) / count
+        seconds = min(prediction.seconds, most_seconds)
+        shares.append(Share(seconds=seconds, limit_seconds=most_seconds - prediction.fixed_seconds))
+        left_seconds -= seconds
+        reserved_seconds -= reservation
+        count -= 1
+    return shares
+
+
+def _reserve(plan: Plan, predictions: Sequence[Prediction], left_seconds: float) -> list[float | None]:
+    """Return the seconds that are set aside for each case, None for one that does not fit."""
+    reservations: list[float | None] = []
+    for prediction in predictions:
+        first_share = min(prediction.seconds, prediction.fixed_seconds + FIRST_SHARE_SECONDS)
+        seconds = max(prediction.least_seconds, first_share)
+        if seconds > left_seconds:
+            seconds = prediction.least_seconds
+        if seconds > left_seconds or exceeds_memory(plan, prediction):
+            reservations.append(None)
+            continue
+        reservations.append(seconds)
+        left_seconds -= seconds
+    return reservations
+
+
+def scheduled_seconds(steps: Iterable[Step]) -> float:
+    """Return how long the steps should take, those that will be skipped left out."""
+    return sum(step.share.seconds for step in steps if step.share)
+
+
+def exceeds_memory(plan: Plan, prediction: Prediction) -> bool:
+    """Tell whether a case on a CPU would take more of the memory than it should."""
+    if plan.host_memory_bytes is None or prediction.peak_bytes is None:
+        return False
+    return prediction.peak_bytes > MEMORY_SHARE * plan.host_memory_bytes
