@@ -141,6 +141,59 @@ def _sweep(
     raise typer.Exit(sweep(request, Console()))
 
 
+@app.command("maxres")
+def _maxres(
+    mechanism: Annotated[str, typer.Option(help="Names, or package.module:Class, with commas; all for every one.")],
+    impl: Annotated[str, typer.Option(help="Implementations: reference.")] = "reference",
+    config: Annotated[str, typer.Option(help="4L-64H, 24L-16H.")] = "4L-64H",
+    phase: Annotated[str, typer.Option(help="infer (one forward), train (one step).")] = "infer",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="fp32, bf16, fp16, amp-bf16, amp-fp16. GPU: bf16, training amp-bf16; CPU: fp32."),
+    ] = None,
+    batch_size: Annotated[str, typer.Option(help="Images per batch.")] = "1",
+    execution: Annotated[str, typer.Option(help="eager, compile, cuda-graph.")] = "eager",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:N.")] = "auto",
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(help="Emulate a smaller device: 40GiB, 24GB. Default: none; CPU: 60 % of the free memory."),
+    ] = None,
+    max_res: Annotated[int, typer.Option(help="Largest image side to try.")] = 9216,
+    step: Annotated[int, typer.Option(help="The answer is exact to so many pixels; a multiple of 16.")] = 64,
+    cell_timeout: Annotated[str, typer.Option(help="For each probe: 60, 5m.")] = "60",
+    seed: Annotated[int, typer.Option(help="Of weights and inputs.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run: results/mine, reported in reports/mine.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in --out.")] = False,
+    allow_shared: Annotated[
+        bool, typer.Option("--allow-shared", help="Probe on a GPU that another sweep is using.")
+    ] = False,
+) -> None:
+    """Search the largest image that fits, and confirm it; every probe ends as one record."""
+    from infsa_bench.commands.maxres import MaxresRequest, maxres
+
+    request = MaxresRequest(
+        mechanism=mechanism,
+        impl=impl,
+        config=config,
+        phase=phase,
+        dtype=dtype,
+        batch_size=batch_size,
+        execution=execution,
+        device=device,
+        memory_limit=memory_limit,
+        max_res=max_res,
+        step=step,
+        cell_timeout=cell_timeout,
+        seed=seed,
+        out=out,
+        resume=resume,
+        allow_shared=allow_shared,
+        program=_program(),
+        words=tuple(sys.argv[1:]),
+    )
+    raise typer.Exit(maxres(request, Console()))
+
+
 @app.command("list")
 def _list() -> None:
     """Print the mechanisms: complexity, parameters (ours / paper), implementations, departures."""

@@ -14,6 +14,9 @@ from infsa_models.registry import CONFIGS, PATCH_SIZE, Mechanism, available, ext
 LADDER = (224, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 9216)
 """The resolutions (image side, pixels) that ``A..B`` picks from."""
 
+INPUT_BUFFERS = 2
+"""Inputs rotate: a result that a cache could keep from one call to the next would not be a forward pass."""
+
 MAX_RESOLUTION = 32768
 MAX_BATCH_SIZE = 65536
 

@@ -23,6 +23,7 @@ from infsa_bench.energy_plan import EnergyChoice
 from infsa_bench.errors import RunLockedError, SchemaError, SpecError
 from infsa_bench.protocol import Protocol
 from infsa_bench.record import SCHEMA_VERSION, EnergyCalibration, Environment, Record, TracePoint
+from infsa_bench.spec import Case
 
 MANIFEST = "manifest.json"
 RECORDS = "records.jsonl"
@@ -71,8 +72,27 @@ def _each_replicate(protocol: Protocol) -> Protocol:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """A search for the largest resolution that fits, in the place of a plan: what is probed follows from the records.
+
+    ``models`` are cases of any resolution, one for each search; the grid is the multiples of ``step`` from
+    ``smallest`` to ``largest``, in pixels. A probe has ``timeout_seconds``; ``available_bytes`` is the memory from
+    which limits were predicted.
+    """
+
+    models: tuple[Case, ...]
+    smallest: int
+    largest: int
+    step: int
+    timeout_seconds: float
+    available_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """The plan of a run and where it ran. ``plan`` holds case ids, ``environments`` is keyed by their digest.
+
+    ``search`` is what a run of ``maxres`` looks for, None for a sweep.
 
     ``calibrations`` are what was found out about the energy counter at the start and at the end, of this sweep and of
     each that went on with the run.
@@ -84,6 +104,7 @@ class Manifest:
     plan: tuple[str, ...]
     environments: dict[str, Environment]
     calibrations: tuple[EnergyCalibration, ...] = ()
+    search: Search | None = None
     schema_version: int = SCHEMA_VERSION
 
 
@@ -94,6 +115,7 @@ class Run:
     path: Path
     manifest: Manifest
     records: tuple[Record, ...]
+    superseded: int = 0
 
     @property
     def name(self) -> str:
@@ -163,20 +185,21 @@ def load(path: Path) -> Run:
         SchemaError: a file is unreadable, of another schema version, torn at its end, or holds a case twice.
     """
     manifest = load_manifest(path)
-    records, torn = _read_records(path / RECORDS)
+    found, torn, superseded = _read_records(path / RECORDS)
+    records = found.values()
     if torn:
         raise SchemaError(f"{path / RECORDS}: the last line is torn; sweep --resume drops it and measures it again")
     position = {case_id: index for index, case_id in enumerate(manifest.plan)}
     ordered = sorted(records, key=lambda record: position.get(record.case.id, len(position)))
-    return Run(path=path, manifest=manifest, records=tuple(ordered))
+    return Run(path=path, manifest=manifest, records=tuple(ordered), superseded=superseded)
 
 
-def _read_records(file: Path) -> tuple[tuple[Record, ...], int]:
+def _read_records(file: Path) -> tuple[dict[str, Record], int, int]:
     """Return the whole records of a file and the number of bytes of a torn last line."""
     try:
         content = file.read_bytes()
     except FileNotFoundError:
-        return (), 0
+        return {}, 0, 0
     except OSError as error:
         raise SchemaError(f"{file}: {error.strerror or error}") from None
     *lines, tail = content.split(b"\n")
@@ -186,10 +209,8 @@ def _read_records(file: Path) -> tuple[tuple[Record, ...], int]:
             record = decode(Record, line)
         except (SchemaError, UnicodeDecodeError) as error:
             raise SchemaError(f"{file}, line {number}: {error}") from None
-        if record.case.id in records:
-            raise SchemaError(f"{file}, line {number}: a second record of {record.case.id}")
         records[record.case.id] = record
-    return tuple(records.values()), len(tail)
+    return records, len(tail), len(lines) - len(records)
 
 
 class RunWriter:
@@ -212,7 +233,7 @@ class RunWriter:
             self._lock.close()
             raise RunLockedError(f"{path} is being written by another process") from None
         try:
-            self.finished, self.torn_bytes = self._recover()
+            self.recorded, self.torn_bytes = self._recover()
             self.manifest = manifest
             self._write_manifest()
             self._records = (path / RECORDS).open("ab", buffering=0)
@@ -228,6 +249,7 @@ class RunWriter:
         if written != len(line):
             raise OSError(f"only {written} of {len(line)} bytes of a record could be written")
         os.fsync(self._records.fileno())
+        self.recorded[record.case.id] = record
 
     def add_environment(self, environment: Environment) -> str:
         """Make ``environment`` known to the manifest and return the key by which records refer to it."""
@@ -251,15 +273,15 @@ class RunWriter:
         self._records.close()
         self._lock.close()
 
-    def _recover(self) -> tuple[frozenset[str], int]:
+    def _recover(self) -> tuple[dict[str, Record], int]:
         """Return the ids of finished cases, and cut off a line that a killed process left half-written."""
         file = self.path / RECORDS
-        records, torn = _read_records(file)
+        records, torn, _ = _read_records(file)
         if torn:
             with file.open("r+b") as handle:
                 handle.truncate(file.stat().st_size - torn)
                 os.fsync(handle.fileno())
-        return frozenset(record.case.id for record in records), torn
+        return records, torn
 
     def _write_manifest(self) -> None:
         def write(handle: TextIO) -> None:

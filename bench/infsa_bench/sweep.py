@@ -82,7 +82,7 @@ def run_plan(
             outcome=outcome,
         )
         dominance.observe(record)
-        with _writing_to(writer):
+        with writing_to(writer):
             if run.calibration is not None and not is_calibrated:
                 writer.add_calibration(run.calibration)
                 is_calibrated = True
@@ -93,12 +93,13 @@ def run_plan(
     # What idle power and counter have become in the meantime.
     calibration = launcher.calibrate()
     if calibration is not None:
-        with _writing_to(writer):
+        with writing_to(writer):
             writer.add_calibration(calibration)
 
 
 @contextlib.contextmanager
-def _writing_to(writer: RunWriter) -> Iterator[None]:
+def writing_to(writer: RunWriter) -> Iterator[None]:
+    """Turn what goes wrong while a run is written into the end of the sweep."""
     try:
         yield
     except OSError as error:

@@ -1,14 +1,14 @@
 """A worker without torch that does what the case's options say; speaks the real protocol over the real pipe.
 
 ``behave=`` measure (default; a probe fits), energy (with a power trace, and a calibration of ``watts=`` idle power),
-echo (fails with the command as its message), oom, unsupported, pid, sigkill, sigkill-twice, sigsegv, hang, hang-on,
-beat (alive for ``seconds=``, then measure), garbage, half, exit or print; ``sleep=SECONDS`` before that; ``stage=`` is
-the stage in which it happens.
+echo (fails with the command as its message), oom, host_oom, exception, unsupported, pid, sigkill, sigkill-twice,
+sigsegv, hang, hang-on, beat (alive for ``seconds=``, then measure), garbage, half, exit or print; ``sleep=SECONDS``
+before that; ``stage=`` is the stage in which it happens.
 
 Words after the three that every worker gets make it another machine: ``meter`` measures energy where it is asked to,
 ``defective`` fails its selfcheck, ``refused`` cannot be used at all, ``deaf`` ends when it is asked for a diagnosis, a
-calibration or a limit, ``mute`` hangs; ``fits=N`` runs out of memory above a resolution of N, ``leaky`` cannot limit
-its memory.
+calibration or a limit, ``mute`` hangs; ``fits=N`` runs out of memory above a resolution of N, ``hole=N`` at N,
+``leaky`` cannot limit its memory.
 """
 
 from __future__ import annotations
@@ -209,7 +209,8 @@ def main() -> None:
             case ProbeCommand() | RunCommand():
                 send(StageReached(stage=dict(command.case.options).get("stage", "build")))  # type: ignore[arg-type]
                 limits = [int(trait.removeprefix("fits=")) for trait in traits if trait.startswith("fits=")]
-                default = "oom" if limits and command.case.resolution > limits[0] else "measure"
+                is_hole = f"hole={command.case.resolution}" in traits
+                default = "oom" if is_hole or (limits and command.case.resolution > limits[0]) else "measure"
                 if isinstance(command, RunCommand) and has_meter and command.energy and default == "measure":
                     default = "energy"
                 send(behave(command, message_fd, default))
@@ -235,6 +236,10 @@ def behave(command: ProbeCommand | RunCommand, message_fd: int, default: str) ->
             outcome = Failure(kind="unsupported", stage="start", message=encode(command))
         case "oom":
             outcome = Failure(kind="oom", stage="build", message="out of memory", requested_bytes=7)
+        case "host_oom":
+            outcome = Failure(kind="host_oom", stage="build", message="out of memory", cause="allocation")
+        case "exception":
+            outcome = Failure(kind="error", stage="build", message="by zero", exception="ZeroDivisionError")
         case "unsupported":
             outcome = Failure(kind="unsupported", stage="start", message="by design")
         case "pid":
@@ -271,6 +276,8 @@ def behave(command: ProbeCommand | RunCommand, message_fd: int, default: str) ->
             os._exit(3)
         case "print":
             print("x" * 2**20)
+    if isinstance(outcome, Failure) and outcome.kind in ("oom", "host_oom", "error"):
+        outcome = dataclasses.replace(outcome, stage=options.get("stage", "build"))
     reusable = not isinstance(outcome, Failure) or outcome.kind == "unsupported"
     return Finished(outcome=outcome, reusable=reusable)
 

@@ -19,7 +19,7 @@ from infsa_bench.codec import decode
 from infsa_bench.energy_plan import ENERGY_PRESETS, EnergyPreset, TrialShare
 from infsa_bench.errors import SpecError, SweepStoppedError
 from infsa_bench.execute import process
-from infsa_bench.execute.launcher import MAX_ATTEMPTS, CaseRun, Launcher, Patience
+from infsa_bench.execute.launcher import MAX_ATTEMPTS, MAX_STARTS, CaseRun, Launcher, Patience
 from infsa_bench.execute.messages import RunCommand
 from infsa_bench.execute.process import WorkerCommand
 from infsa_bench.protocol import PROTOCOLS
@@ -393,10 +393,32 @@ def test_probes(launcher: Launcher) -> None:
 def test_every_worker_is_limited_and_the_first_one_tries_it_out() -> None:
     with Launcher("cpu", fake_command_of("leaky")) as launcher:
         assert run(launcher).outcome == MEASUREMENT
-    with pytest.raises(SpecError, match="a memory limit of 1000 bytes cannot be had: it leaks"):
-        Launcher("cpu", fake_command_of("leaky"), memory_limit_bytes=1000)
-    with Launcher("cpu", fake_command, memory_limit_bytes=1000) as launcher:
+        with pytest.raises(SpecError, match="a memory limit of 1000 bytes cannot be had: it leaks"):
+            launcher.limit_memory(1000)
+    with Launcher("cpu", fake_command) as launcher:
+        launcher.limit_memory(1000)
         assert launcher._worker is None
         assert run(launcher).outcome == MEASUREMENT
-    with pytest.raises(SpecError, match="limiting the memory ended the worker: exit code 3"):
-        Launcher("cpu", fake_command_of("deaf"), memory_limit_bytes=1000)
+    with (
+        Launcher("cpu", fake_command_of("deaf")) as launcher,
+        pytest.raises(SpecError, match="limiting the memory ended the worker: exit code 3"),
+    ):
+        launcher.limit_memory(1000)
+
+
+def test_a_worker_killed_while_it_starts_is_replaced(tmp_path: Path) -> None:
+    deaths = tmp_path / "deaths"
+
+    def mortal(times: int) -> WorkerCommand:
+        script = (
+            f"import os, sys; from pathlib import Path; deaths = Path({str(deaths)!r}); deaths.open('a').write('x');"
+            f"len(deaths.read_text()) <= {times} and os.kill(os.getpid(), 9);"
+            "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+        )
+        return lambda *words: [sys.executable, "-c", script, *fake_command(*words)[1:]]
+
+    with Launcher("cpu", mortal(MAX_STARTS - 1)) as launcher:
+        assert run(launcher).outcome == MEASUREMENT
+    deaths.unlink()
+    with pytest.raises(SweepStoppedError, match="did not start: exit code -9"):
+        Launcher("cpu", mortal(MAX_STARTS))

@@ -12,8 +12,9 @@ import sys
 import time
 import types
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sample_records
@@ -28,9 +29,10 @@ from infsa_bench.execute.launcher import Launcher
 from infsa_bench.execute.messages import RunCommand
 from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import EnergyCalibration, Failure, Measurement, Record, TracePoint
+from infsa_bench.schedule import FIRST_SHARE_SECONDS, Plan, Share, Step, schedule, scheduled_seconds, share_out
 from infsa_bench.spec import Case, Sweep
 from infsa_bench.store import RECORDS, TRACES, Manifest, RunWriter, Settings, is_run, load, load_manifest, trace_path
-from infsa_bench.sweep import FIRST_SHARE_SECONDS, Plan, Share, Step, run_plan, schedule, scheduled_seconds, share_out
+from infsa_bench.sweep import run_plan
 from infsa_models.registry import MECHANISMS
 
 COMMAND = [sys.executable, "-m", "infsa_bench"]
@@ -55,6 +57,7 @@ def make_plan(
     seconds: float | None = None,
     memory_bytes: int | None = None,
     energy: EnergyPreset | None = None,
+    **options: Any,
 ) -> Plan:
     return Plan(
         cases=cases,
@@ -62,11 +65,16 @@ def make_plan(
         deadline=None if seconds is None else time.monotonic() + seconds,
         host_memory_bytes=memory_bytes,
         energy=energy,
+        **options,
     )
 
 
 def run_with_fake_worker(
-    folder: Path, plan: Plan, rate: float = 1e15, traits: tuple[str, ...] = ()
+    folder: Path,
+    plan: Plan,
+    rate: float = 1e15,
+    traits: tuple[str, ...] = (),
+    is_shared: Callable[[], bool] = bool,
 ) -> tuple[Record, ...]:
     settings = Settings(device="cpu", protocol=plan.protocol, seed=0, time_budget_seconds=None, energy="auto")
     manifest = Manifest(
@@ -80,10 +88,10 @@ def run_with_fake_worker(
         manifest = dataclasses.replace(load_manifest(folder), plan=manifest.plan)
     listener = Listener()
     with Launcher("cpu", fake_command_of(*traits)) as launcher, RunWriter(folder, manifest) as writer:
-        run_plan(plan, launcher, writer, Predictor({"fp32": rate}), listener)
-        finished_before = writer.finished
+        todo = {case.id for case in plan.todo(writer.recorded)}
+        run_plan(plan, launcher, writer, Predictor({"fp32": rate}), listener, is_shared)
     records = load(folder).records
-    assert [record.case.id for record in records if record.case.id not in finished_before] == listener.cells
+    assert [record.case.id for record in records if record.case.id in todo] == listener.cells
     return records
 
 
@@ -148,6 +156,7 @@ def predicted(
         seconds=seconds,
         least_seconds=seconds if least_seconds is None else least_seconds,
         fixed_seconds=fixed_seconds,
+        step_seconds=seconds,
         peak_bytes=size,
     )
 
@@ -271,7 +280,7 @@ def test_four_minutes_measure_what_a_slow_machine_can(monkeypatch: pytest.Monkey
         batch_sizes=(1,),
     )
     now = 8.0
-    monkeypatch.setattr("infsa_bench.sweep.time", types.SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("infsa_bench.schedule.time", types.SimpleNamespace(monotonic=lambda: now))
     todo = list(axes.cases("cpu"))
     plan = dataclasses.replace(make_plan(todo), deadline=225.0)
     predictor = Predictor({"fp32": flops_per_second})
@@ -505,3 +514,76 @@ def test_phases_precisions_and_modes(tmp_path: Path, words: list[str], kinds: se
     for outcome in outcomes:
         if isinstance(outcome, Failure):
             assert outcome.message == "training keeps float32 parameters: use fp32 or amp-bf16"
+
+
+def ladder(**axes: Any) -> list[Case]:
+    return [sample_records.make_case(resolution=side, **axes) for side in (224, 384, 512, 768)]
+
+
+def test_what_is_larger_than_one_that_ran_out_of_memory_is_skipped(tmp_path: Path) -> None:
+    """In every replicate; another mechanism goes its own way, and at the size itself everyone is tried."""
+    quadratic = [case for replicate in (0, 1) for case in ladder(mechanism="softmax", replicate=replicate)]
+    cases = [*quadratic, sample_records.make_case(mechanism="mlla", resolution=384)]
+    records = run_with_fake_worker(tmp_path / "run", make_plan(cases), traits=("fits=384",))
+    kinds = [record.outcome.kind if isinstance(record.outcome, Failure) else "ok" for record in records]
+    assert kinds == [*["ok", "ok", "oom", "skipped"] * 2, "ok"]
+    for record in records:
+        if isinstance(record.outcome, Failure) and record.outcome.kind == "skipped":
+            assert record.outcome.dominated_by == quadratic[2].id
+            assert record.outcome.message.startswith(f"dominated by {quadratic[2].id}")
+            assert record.outcome.stage == "plan"
+
+
+def test_without_pruning_every_size_is_tried(tmp_path: Path) -> None:
+    records = run_with_fake_worker(tmp_path / "run", make_plan(ladder(), is_pruned=False), traits=("hole=384",))
+    kinds = [record.outcome.kind if isinstance(record.outcome, Failure) else "ok" for record in records]
+    assert kinds == ["ok", "oom", "ok", "ok"]
+
+
+def test_what_dominates_is_remembered_when_a_run_goes_on(tmp_path: Path) -> None:
+    cases = ladder()
+    run_with_fake_worker(tmp_path / "run", make_plan(cases[:3]), traits=("fits=384",))
+    # On a larger machine: the record stands, and with it what it says.
+    records = run_with_fake_worker(tmp_path / "run", make_plan(cases))
+    assert isinstance(records[3].outcome, Failure)
+    assert records[3].outcome.dominated_by == cases[2].id
+
+
+def test_failures_are_measured_again_where_that_is_asked_for(tmp_path: Path) -> None:
+    behaviours = ["measure", "sigsegv", "oom", "exit"]
+    cases = [make_case(behave=name) for name in behaviours]
+    run_with_fake_worker(tmp_path / "run", make_plan(cases))
+    before = (tmp_path / "run" / RECORDS).read_bytes()
+    run_with_fake_worker(tmp_path / "run", make_plan(cases, retried=frozenset({"crash", "timeout"})))
+    content = (tmp_path / "run" / RECORDS).read_bytes()
+    assert content.startswith(before)
+    run = load(tmp_path / "run")
+    assert [record.case for record in run.records] == cases
+    assert run.superseded == 2
+    assert len(content.splitlines()) == 6
+
+
+def test_a_retried_case_no_longer_dominates(tmp_path: Path) -> None:
+    cases = ladder()
+    run_with_fake_worker(tmp_path / "run", make_plan(cases), traits=("fits=384",))
+    plan = make_plan(cases, retried=frozenset({"oom", "skipped"}))
+    records = run_with_fake_worker(tmp_path / "run", plan)
+    assert all(isinstance(record.outcome, Measurement) for record in records)
+    assert load(tmp_path / "run").superseded == 2
+
+
+def test_what_was_measured_beside_another_sweep_is_flagged(tmp_path: Path) -> None:
+    answers = iter([False, False, False, True, True])
+    cases = [make_case(n=str(number)) for number in range(3)]
+    records = run_with_fake_worker(tmp_path / "run", make_plan(cases), is_shared=lambda: next(answers))
+    flags = [record.outcome.flags for record in records if isinstance(record.outcome, Measurement)]
+    assert flags == [(), ("shared",), ("shared",)]
+
+
+def test_a_case_has_the_time_that_was_asked_for(tmp_path: Path) -> None:
+    plan = make_plan([make_case(behave="hang")], case_timeout_seconds=0.5)
+    started = time.monotonic()
+    (record,) = run_with_fake_worker(tmp_path / "run", plan)
+    assert isinstance(record.outcome, Failure)
+    assert record.outcome.kind == "timeout"
+    assert time.monotonic() - started < 10.0

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from infsa_bench.analyze.dominance import resolution_family
 from infsa_bench.energy_plan import EnergyPreset, energy_seconds, trials_of_replicate
 from infsa_bench.protocol import Protocol
 from infsa_bench.record import Measurement
-from infsa_bench.spec import Case
-from infsa_models.cost import Cost, vit_cost
+from infsa_bench.spec import INPUT_BUFFERS, Case
+from infsa_models.cost import CHANNELS, Cost, vit_cost
 from infsa_models.registry import CONFIGS
 
 UNKNOWN_SETUP_SECONDS = {"eager": 1.0, "compile": 60.0, "cuda-graph": 3.0}
@@ -26,6 +27,8 @@ TIMED_PASSES = {"cpu": 1.0, "cuda": 2.0}
 """By device type: time spent on timing over that for the latencies. A GPU is timed by its own events as well, and with
 its queue kept full; without an empty queue before every iteration the two take about as long as the first together.
 """
+
+IMAGE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "amp-bf16": 4, "amp-fp16": 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +149,24 @@ class Predictor:
         flops = cost.matmul_flops if cost else host_flops * (3 if case.phase == "train" else 1)
         half = case.precision.removeprefix("amp-")
         return flops / self._rates.get(half, self._rates["fp32"])
+
+
+def predict_limit(model: Case, resolutions: Sequence[int], available_bytes: int) -> int | None:
+    """Return the largest of ascending ``resolutions`` at which ``model`` should fit into so many bytes.
+
+    The smallest of them where none should; None for a mechanism without formulas.
+    """
+    if _cost(replace(model, resolution=resolutions[0])) is None:
+        return None
+
+    def needed_bytes(resolution: int) -> int:
+        cost = _cost(replace(model, resolution=resolution))
+        assert cost is not None
+        images = INPUT_BUFFERS * model.batch_size * CHANNELS * resolution**2 * IMAGE_BYTES[model.precision]
+        return cost.model_bytes + cost.peak_activation_bytes + images
+
+    index = bisect.bisect_right(resolutions, available_bytes, key=needed_bytes)
+    return resolutions[max(0, index - 1)]
 
 
 @functools.cache

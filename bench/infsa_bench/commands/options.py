@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -127,6 +128,12 @@ def check_device(name: str) -> None:
         raise SpecError(f"unknown device {name!r}; write auto, cpu or cuda:N")
 
 
+def parse_implementations(text: str) -> tuple[str, ...]:
+    """Parse a comma-separated list of implementations that any mechanism has; raises as parse_names."""
+    known = [implementation for entry in known_mechanisms().values() for implementation in entry.implementations]
+    return parse_names(text, "implementation", tuple(dict.fromkeys(known)))
+
+
 def parse_case_timeout(text: str) -> float:
     """Parse the time that a single case may take; ``none`` is no limit.
 
@@ -156,13 +163,12 @@ def sweep_axes(request: SweepRequest, device_type: str, replicates: int) -> Swee
         SpecError: one of them makes no sense.
     """
     defaults = CUDA_DEFAULTS if device_type == "cuda" else CPU_DEFAULTS
-    known = [implementation for entry in known_mechanisms().values() for implementation in entry.implementations]
     dtype = request.dtype
     if dtype is None and request.protocol == "paper":
         dtype = PAPER_PRECISION
     return Sweep(
         mechanisms=parse_mechanisms(request.mechanisms),
-        implementations=parse_names(request.impl, "implementation", tuple(dict.fromkeys(known))),
+        implementations=parse_implementations(request.impl),
         configs=parse_configs(defaults["config"] if request.config is None else request.config),
         resolutions=parse_resolutions(defaults["res"] if request.res is None else request.res),
         phases=parse_names(request.phase, "phase", PHASES),
@@ -179,3 +185,13 @@ def time_budget(request: SweepRequest, device_type: str) -> float | None:
     if request.time_budget is not None:
         return parse_duration(request.time_budget)
     return parse_duration(CPU_TIME_BUDGET) if device_type == "cpu" else None
+
+
+def refuse_differences(out: Path, differences: Sequence[str]) -> None:
+    """Refuse to go on with a run that was made with other settings; ``differences`` names them.
+
+    Raises:
+        SpecError: there are some.
+    """
+    if differences:
+        raise SpecError(f"{out} holds a run with another {', '.join(differences)}; choose another --out")

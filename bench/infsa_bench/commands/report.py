@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from infsa_bench.analyze.max_resolution import summarize_search
 from infsa_bench.analyze.summary import SummaryRow, summarize
 from infsa_bench.errors import SpecError
 from infsa_bench.report.describe import describe_run, energy_remarks, flag_remarks
 from infsa_bench.report.figures import write_energy_vs_resolution, write_latency_vs_resolution
+from infsa_bench.report.max_resolution import (
+    describe_search,
+    render_search_csv,
+    render_search_markdown,
+    render_search_terminal,
+)
 from infsa_bench.report.table import blocks, render_csv, render_markdown, render_terminal
-from infsa_bench.store import Run, load
+from infsa_bench.store import Run, Search, load
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportFiles:
-    """Where the parts of a report are; ``energy_figure`` is None where no cell has energy."""
-
-    markdown: Path
-    csv: Path
-    latency_figure: Path
-    energy_figure: Path | None
-
-
-def report_run(path: Path, console: Console) -> ReportFiles:
-    """Print the tables of the run in ``path``, write its report beside ``results`` and say where.
+def report_run(path: Path, console: Console) -> tuple[Path, ...]:
+    """Print the tables of the run in ``path``, write its report beside ``results``; say and return where.
 
     Raises:
         SpecError: no run there, one without records, or one whose energy was made up.
@@ -35,17 +33,41 @@ def report_run(path: Path, console: Console) -> ReportFiles:
     run = load(path)
     if any(found.gpu is not None and found.gpu.is_fake for found in run.manifest.environments.values()):
         raise SpecError(f"{path} was made with the fake NVML library of the tests: not published")
+    if run.superseded:
+        lines = "1 record" if run.superseded == 1 else f"{run.superseded} records"
+        console.print(f"{lines} superseded by a later one of the same case", highlight=False)
+    if run.manifest.search is not None:
+        return _report_search(run, run.manifest.search, console)
     rows = summarize(run.records, memory_limit_bytes=run.manifest.settings.memory_limit_bytes)
     if not rows:
         raise SpecError(f"{path} has no records yet")
     print_tables(run, rows, console)
-    files = write_report(run, rows)
-    parts = [("table", files.markdown), ("data", files.csv), ("picture", files.latency_figure)]
-    if files.energy_figure is not None:
-        parts.append(("picture", files.energy_figure))
-    for name, file in parts:
+    return _announce(write_report(run, rows), console)
+
+
+def _report_search(run: Run, search: Search, console: Console) -> tuple[Path, ...]:
+    """Print and write the report of a search for the largest resolution; return where."""
+    rows = summarize_search(search, run.records)
+    limit_bytes = run.manifest.settings.memory_limit_bytes
+    console.print(render_search_terminal(f"{run.name}: largest resolution that fits", rows))
+    for line in describe_search(run):
+        console.print(line, markup=False, highlight=False)
+    folder = run.reports_path
+    markdown, table = folder / "max_resolution.md", folder / "max_resolution.csv"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        markdown.write_text(render_search_markdown(run, rows), encoding="utf-8", errors="backslashreplace")
+        table.write_text(render_search_csv(rows, limit_bytes), encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise SpecError(f"cannot write the report to {folder}: {error}") from error
+    return _announce([("table", markdown), ("data", table)], console)
+
+
+def _announce(files: Sequence[tuple[str, Path]], console: Console) -> tuple[Path, ...]:
+    """Say which files a report has, and return them."""
+    for name, file in files:
         console.print(f"{name}: {file}", markup=False, highlight=False, soft_wrap=True)
-    return files
+    return tuple(file for _, file in files)
 
 
 def print_tables(run: Run, rows: list[SummaryRow], console: Console) -> None:
@@ -67,31 +89,38 @@ def print_tables(run: Run, rows: list[SummaryRow], console: Console) -> None:
         console.print(f"{skipped} cells skipped, predicted not to fit; the predictions are in the report's table")
 
 
-def write_report(run: Run, rows: list[SummaryRow]) -> ReportFiles:
-    """Write table.md, table.csv and the figures into the run's reports folder.
+def write_report(run: Run, rows: list[SummaryRow]) -> list[tuple[str, Path]]:
+    """Write table.md, table.csv and the figures into the run's reports folder; return what they are and where.
 
     Raises:
         SpecError: the folder cannot be written.
     """
     folder = run.reports_path
-    energy_figure = folder / "energy_vs_resolution.png"
-    has_energy = any(row.joules_per_image is not None for row in rows)
-    files = ReportFiles(
-        markdown=folder / "table.md",
-        csv=folder / "table.csv",
-        latency_figure=folder / "latency_vs_resolution.png",
-        energy_figure=energy_figure if has_energy else None,
-    )
+    markdown, table = folder / "table.md", folder / "table.csv"
+    latency_figure, energy_figure = folder / "latency_vs_resolution.png", folder / "energy_vs_resolution.png"
+    files = [("table", markdown), ("data", table), ("picture", latency_figure)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files.markdown.write_text(render_markdown(run, rows), encoding="utf-8", errors="backslashreplace")
-        files.csv.write_text(render_csv(rows), encoding="utf-8", errors="backslashreplace")
-        write_latency_vs_resolution(rows, files.latency_figure)
-        if has_energy:
+        markdown.write_text(render_markdown(run, rows), encoding="utf-8", errors="backslashreplace")
+        table.write_text(render_csv(rows), encoding="utf-8", errors="backslashreplace")
+        write_latency_vs_resolution(rows, latency_figure)
+        if any(row.joules_per_image is not None for row in rows):
             write_energy_vs_resolution(rows, energy_figure)
+            files.append(("picture", energy_figure))
         else:
             # One of an earlier run of that name would be taken for this one's.
             energy_figure.unlink(missing_ok=True)
     except OSError as error:
         raise SpecError(f"cannot write the report to {folder}: {error}") from error
     return files
+
+
+def check_report_folder(folder: Path) -> None:
+    """Refuse a report folder that cannot be made, before anything is measured for it.
+
+    Raises:
+        SpecError: it is no folder, or none that can be written.
+    """
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise SpecError(f"the report would go to {folder}, but {existing} is no folder that can be written")

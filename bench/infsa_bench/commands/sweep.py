@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -18,11 +17,12 @@ from infsa_bench.commands.options import (
     SweepOptions,
     SweepRequest,
     check_options,
+    refuse_differences,
     sweep_axes,
     time_budget,
 )
 from infsa_bench.commands.progress import BarProgress, PlainProgress
-from infsa_bench.commands.report import report_run
+from infsa_bench.commands.report import check_report_folder, report_run
 from infsa_bench.energy_plan import EnergyPreset, energy_preset
 from infsa_bench.errors import SpecError, SweepStoppedError
 from infsa_bench.execute.device_lock import DeviceLock
@@ -55,13 +55,15 @@ def sweep(request: SweepRequest, console: Console) -> int:
     protocol, energy = options.protocol, options.energy
     earlier = _earlier_run(request, options)
     with (
-        Launcher(request.device, memory_limit_bytes=options.memory_limit_bytes) as launcher,
+        Launcher(request.device) as launcher,
         DeviceLock(launcher.hello.environment, allow_shared=request.allow_shared) as lock,
     ):
         hello = launcher.hello
         device_type = hello.environment.device_type
         axes = sweep_axes(request, device_type, protocol.replicates)
         launcher.check(tuple(name for name in axes.mechanisms if ":" in name))
+        if options.memory_limit_bytes is not None:
+            launcher.limit_memory(options.memory_limit_bytes)
         budget_seconds = time_budget(request, device_type)
         settings = Settings(
             device=hello.environment.device,
@@ -134,13 +136,6 @@ def _checked_host_memory(hello: Hello, memory_limit_bytes: int | None) -> int | 
     return hello.available_bytes
 
 
-def _check_report_folder(folder: Path) -> None:
-    """Refuse a report folder that cannot be made, before anything is measured for it."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise SpecError(f"the report would go to {folder}, but {existing} is no folder that can be written")
-
-
 def _default_out(device_type: str) -> Path:
     return Path("results") / f"{device_type}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
@@ -155,12 +150,14 @@ def _earlier_run(request: SweepRequest, options: SweepOptions) -> Manifest | Non
     if request.out is None:
         return None
     exists = is_run(request.out)
-    _check_report_folder(reports_path(request.out))
+    check_report_folder(reports_path(request.out))
     if not exists:
         return None
     if not request.resume:
         raise SpecError(f"{request.out} holds a run already: add --resume to finish it, or choose another --out")
     earlier = load_manifest(request.out)
+    if earlier.search is not None:
+        raise SpecError(f"{request.out} holds a search of maxres, no sweep; choose another --out")
     asked = replace(
         earlier.settings,
         protocol=options.protocol,
@@ -168,7 +165,7 @@ def _earlier_run(request: SweepRequest, options: SweepOptions) -> Manifest | Non
         energy=options.energy,
         memory_limit_bytes=options.memory_limit_bytes,
     )
-    _refuse_differences(request.out, earlier.settings, asked)
+    refuse_differences(request.out, earlier.settings.differences(asked))
     return earlier
 
 
@@ -180,7 +177,7 @@ def _manifest(request: SweepRequest, settings: Settings, cases: Sequence[Case], 
             created_utc=utc_now(), command=("infsa-bench", *request.words), settings=settings, plan=ids, environments={}
         )
     assert request.out is not None
-    _refuse_differences(request.out, earlier.settings, settings)
+    refuse_differences(request.out, earlier.settings.differences(settings))
     # They can only differ in the number of replicates.
     protocol = max(earlier.settings.protocol, settings.protocol, key=lambda protocol: protocol.replicates)
     return replace(
@@ -188,12 +185,6 @@ def _manifest(request: SweepRequest, settings: Settings, cases: Sequence[Case], 
         settings=replace(earlier.settings, protocol=protocol),
         plan=tuple(dict.fromkeys([*earlier.plan, *ids])),
     )
-
-
-def _refuse_differences(out: Path, earlier: Settings, asked: Settings) -> None:
-    differences = earlier.differences(asked)
-    if differences:
-        raise SpecError(f"{out} holds a run with another {', '.join(differences)}; choose another --out")
 
 
 def _open(out: Path, manifest: Manifest) -> RunWriter:

@@ -5,6 +5,7 @@ Imports no torch, so that the parent never holds a context on the device.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable
@@ -15,12 +16,20 @@ from typing import Self
 from infsa_bench.energy_plan import EnergyPreset, trials_of_replicate
 from infsa_bench.errors import SpecError, SweepStoppedError
 from infsa_bench.execute.messages import Finding, Finished, ProbeCommand, RunCommand, StageReached
-from infsa_bench.execute.process import Worker, WorkerCommand, WorkerEndedError, WorkerTimeoutError, worker_command
+from infsa_bench.execute.process import (
+    Worker,
+    WorkerCommand,
+    WorkerEndedError,
+    WorkerKilledError,
+    WorkerTimeoutError,
+    worker_command,
+)
 from infsa_bench.protocol import Protocol
 from infsa_bench.record import Attempt, EnergyCalibration, Failure, FailureKind, Outcome, Stage, TracePoint
 from infsa_bench.spec import Case
 
 MAX_ATTEMPTS = 3
+MAX_STARTS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,34 +58,34 @@ class Patience:
 class Launcher:
     """Runs cases on one device, in a worker that it replaces after anything but a clean measurement.
 
-    What the first worker found out about the energy counter is handed to its successors. With ``memory_limit_bytes``
-    every worker takes no more than that, as on a smaller device.
+    What the first worker found out about the energy counter is handed to its successors, and so is a memory limit.
     """
 
-    def __init__(
-        self, device: str, command: WorkerCommand = worker_command, *, memory_limit_bytes: int | None = None
-    ) -> None:
-        """Start the first worker, and try the memory limit out in it.
-
-        Raises:
-            SpecError: the device cannot be used, or not with that limit.
-            SweepStoppedError: the worker did not start.
-        """
+    def __init__(self, device: str, command: WorkerCommand = worker_command) -> None:
+        """Start the first worker; raises as :class:`Worker` does."""
         self._device = device
         self._command = command
-        self._memory_limit_bytes = memory_limit_bytes
-        self._worker: Worker | None = Worker(device, command)
+        self._memory_limit_bytes: int | None = None
+        self._worker: Worker | None = start_worker(device, command)
         self._has_run = False
         self._calibration: EnergyCalibration | None = None
         self.hello = self._worker.hello
         # "auto" was resolved by the first worker; its successors must not choose again.
         self._device = self.hello.environment.device
-        if memory_limit_bytes is not None:
-            try:
-                self._worker.limit_memory(memory_limit_bytes, is_tried_out=True)
-            finally:
-                # What was allocated for trying it out could change the first number.
-                self.close()
+
+    def limit_memory(self, limit_bytes: int) -> None:
+        """Have every worker take no more than so many bytes, as on a smaller device; try it out once.
+
+        Raises:
+            SpecError: the device cannot be limited to that, or the limit does not hold.
+        """
+        self._memory_limit_bytes = None
+        try:
+            self._ready_worker().limit_memory(limit_bytes, is_tried_out=True)
+        finally:
+            # What was allocated for trying it out could change the first number.
+            self.close()
+        self._memory_limit_bytes = limit_bytes
 
     def check(self, mechanisms: tuple[str, ...]) -> None:
         """Try out ``package.module:Class`` mechanisms.
@@ -195,7 +204,7 @@ class Launcher:
     def _ready_worker(self) -> Worker:
         if self._worker is None:
             try:
-                self._worker = Worker(self._device, self._command)
+                self._worker = start_worker(self._device, self._command)
                 self._has_run = False
                 if self._memory_limit_bytes is not None:
                     self._worker.limit_memory(self._memory_limit_bytes, is_tried_out=False)
@@ -203,6 +212,19 @@ class Launcher:
                 # It could be used when the sweep began.
                 raise SweepStoppedError(f"{self._device} is lost: {error}") from error
         return self._worker
+
+
+def start_worker(device: str, command: WorkerCommand) -> Worker:
+    """Return a worker that is ready; one that is killed from outside before it is, is replaced.
+
+    Raises:
+        SpecError: the device cannot be used.
+        SweepStoppedError: the worker did not start, or was killed :data:`MAX_STARTS` times in a row.
+    """
+    for _ in range(MAX_STARTS - 1):
+        with contextlib.suppress(WorkerKilledError):
+            return Worker(device, command)
+    return Worker(device, command)
 
 
 def _follow(worker: Worker, deadline: float, patience: Patience) -> Finished:
@@ -244,7 +266,7 @@ def _ended_failure(ended: WorkerEndedError, stage: Stage) -> Failure:
     message = f"the worker died of {name}{tail}"
     if ended.killed_for_memory:
         kind, message = "host_oom", "the kernel killed the worker: the machine ran out of memory"
-    elif -code in (signal.SIGKILL, signal.SIGTERM):
+    elif ended.is_killed:
         kind, message = "killed", f"the worker was killed by {name}"
     return Failure(kind=kind, stage=stage, message=message, exit_code=code, signal=name)
 

@@ -56,6 +56,15 @@ class WorkerEndedError(Exception):
         self.output = output
         self.killed_for_memory = killed_for_memory
 
+    @property
+    def is_killed(self) -> bool:
+        """Whether somebody else ended it."""
+        return self.exit_code in (-signal.SIGKILL, -signal.SIGTERM)
+
+
+class WorkerKilledError(SweepStoppedError):
+    """The worker was killed from outside before it was ready."""
+
 
 class WorkerTimeoutError(Exception):
     """The worker has not answered in time."""
@@ -69,7 +78,8 @@ class Worker:
 
         Raises:
             SpecError: the device cannot be used.
-            SweepStoppedError: the worker did not start.
+            WorkerKilledError: the worker was killed before it was ready.
+            SweepStoppedError: it did not start for another reason.
         """
         read_fd, write_fd = os.pipe()
         self._read_fd = read_fd
@@ -92,7 +102,9 @@ class Worker:
             hello = self.receive(START_SECONDS)
         except (WorkerEndedError, WorkerTimeoutError) as error:
             self.stop()
-            raise SweepStoppedError(f"the worker for {device} did not start: {str(error) or 'no answer'}") from error
+            is_killed = isinstance(error, WorkerEndedError) and error.is_killed
+            kind = WorkerKilledError if is_killed else SweepStoppedError
+            raise kind(f"the worker for {device} did not start: {str(error) or 'no answer'}") from error
         except BaseException:
             self.stop()
             raise

@@ -13,12 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from infsa_bench.execute.modes import MODES, Forward, IndexedForward
-from infsa_bench.spec import Case, resolve_mechanisms
+from infsa_bench.spec import INPUT_BUFFERS, Case, resolve_mechanisms
 from infsa_models.registry import NUM_CLASSES
 from infsa_models.vit import build_vit
-
-INPUT_BUFFERS = 2
-"""Inputs rotate: a result that a cache could keep from one call to the next would not be a forward pass."""
 
 _PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _AUTOCAST_DTYPES = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}

@@ -73,24 +73,24 @@ WHOLE_NUMBERS = (
 
 def render_markdown(run: Run, rows: Sequence[SummaryRow]) -> str:
     """Return the whole report of a run as Markdown: where it ran, a table a block, departures as footnotes."""
-    lines = [f"# {_escape(run.name)}", ""]
-    lines += [f"- {_escape(line)}" for line in describe_run(run, rows)]
+    lines = [f"# {escape_markdown(run.name)}", ""]
+    lines += [f"- {escape_markdown(line)}" for line in describe_run(run, rows)]
     for title, block in blocks(rows):
-        lines += ["", f"## {_escape(title)}", ""]
+        lines += ["", f"## {escape_markdown(title)}", ""]
         lines.append("| " + " | ".join(COLUMNS) + " |")
         lines.append("|" + "|".join("---:" if column in RIGHT_ALIGNED else "---" for column in COLUMNS) + "|")
-        lines += ["| " + " | ".join(_escape(cell) for cell in _cells(row)) + " |" for row in block]
+        lines += ["| " + " | ".join(escape_markdown(cell) for cell in _cells(row)) + " |" for row in block]
     for heading, remarks in (
         ("Cells without a number", _reasons(rows)),
         ("Energy that is not measured, or of low confidence", energy_remarks(rows)),
     ):
         if remarks:
             lines += ["", f"## {heading}", ""]
-            lines += [f"- {_escape(remark)}" for remark in remarks]
+            lines += [f"- {escape_markdown(remark)}" for remark in remarks]
     lines += ["", "## How `reference` departs from the published code", ""]
     for name, mechanism in _mechanisms(rows).items():
         departures = "; ".join(mechanism.departures) or "no departure"
-        lines.append(f"- {_escape(name)}: {_escape(departures)}")
+        lines.append(f"- {escape_markdown(name)}: {escape_markdown(departures)}")
     return "\n".join(lines) + "\n"
 
 
@@ -231,7 +231,7 @@ def _mechanisms(rows: Iterable[SummaryRow]) -> Mapping[str, Mechanism]:
     return found
 
 
-def _escape(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Return ``text`` so that Markdown shows it as it is: a name may come from somebody else's file."""
     for character in ("\\", "|", "<", ">", "[", "]", "*", "_", "`"):
         text = text.replace(character, f"\\{character}")

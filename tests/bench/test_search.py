@@ -1,0 +1,229 @@
+"""The search for the largest resolution that fits: its records, resumption and report; on a worker without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from fake_worker import ENVIRONMENT
+from rich.console import Console
+from sample_records import make_case
+from test_launcher import fake_command_of
+
+from infsa_bench.commands.maxres import PROBE, MaxresRequest, maxres
+from infsa_bench.commands.report import report_run
+from infsa_bench.errors import SpecError
+from infsa_bench.execute.launcher import Launcher
+from infsa_bench.record import Failure, Fit, Record
+from infsa_bench.search import run_search
+from infsa_bench.store import Manifest, RunWriter, Search, Settings, load
+
+MODEL = make_case(mechanism="infsa-linear", resolution=64)
+SEARCH = Search(models=(MODEL,), smallest=64, largest=2048, step=64, timeout_seconds=2.0, available_bytes=2**30)
+
+
+def searched(folder: Path, search: Search, *traits: str, stop_after: int | None = None) -> list[Record]:
+    """Return the records that one search adds to ``folder``; it breaks off after so many."""
+    settings = Settings(device="cpu", protocol=PROBE, seed=0, time_budget_seconds=None, energy="none")
+    manifest = Manifest(
+        created_utc="2026-01-01T00:00:00+00:00",
+        command=("infsa-bench",),
+        settings=settings,
+        plan=(),
+        environments={ENVIRONMENT.key: ENVIRONMENT},
+        search=search,
+    )
+    made: list[Record] = []
+
+    def finished(record: Record) -> None:
+        made.append(record)
+        if len(made) == stop_after:
+            raise KeyboardInterrupt
+
+    with Launcher("cpu", fake_command_of(*traits)) as launcher, RunWriter(folder, manifest) as writer:
+        try:
+            run_search(search, launcher, writer, finished)
+        except KeyboardInterrupt:
+            assert stop_after is not None
+    return made
+
+
+def report(folder: Path) -> tuple[str, str, dict[str, object]]:
+    """Return what is printed, the Markdown and the only row of the CSV."""
+    output = io.StringIO()
+    markdown, table = report_run(folder, Console(file=output, width=200, color_system=None))
+    (row,) = pd.read_csv(table).to_dict("records")
+    return output.getvalue(), markdown.read_text(), row
+
+
+@pytest.mark.parametrize("limit", [64, 700, 1000, 1984])
+def test_the_limit_of_a_machine_is_found_and_confirmed(tmp_path: Path, limit: int) -> None:
+    folder = tmp_path / "results/x"
+    made = searched(folder, SEARCH, f"fits={limit}")
+    largest = limit // 64 * 64
+    sizes = [record.case.resolution for record in made]
+    assert len(set(sizes)) <= 4 + math.log2((2048 - 64) / 64) + 3
+    assert len({record.case.id for record in made}) == len(made)
+    for record in made:
+        assert isinstance(record.outcome, Fit if record.case.resolution <= largest else Failure)
+    printed, markdown, row = report(folder)
+    assert (row["max_resolution"], row["smallest_failing_resolution"]) == (largest, largest + 64)
+    assert (row["limit"], row["is_confirmed"], row["is_at_least"]) == ("memory", True, False)
+    assert (row["failure_kind"], row["failure_stage"], row["peak_memory_bytes"]) == ("oom", "build", 100)
+    assert row["probes"] == len(made)
+    assert sizes.count(largest) == sizes.count(largest + 64) == 3
+    assert f" {largest} " in printed
+    assert markdown.count("infer/eager/p") == len(made)
+
+
+def test_confirmations_have_processes_of_their_own(tmp_path: Path) -> None:
+    """The fake worker of a probe that fits is used again; that of a confirmation never was."""
+    seen: list[bool] = []
+
+    class Watching(Launcher):
+        def renew(self) -> None:
+            super().renew()
+            seen.append(self._worker is None)
+
+    folder = tmp_path / "results/x"
+    settings = Settings(device="cpu", protocol=PROBE, seed=0, time_budget_seconds=None, energy="none")
+    manifest = Manifest(
+        created_utc="2026-01-01T00:00:00+00:00", command=(), settings=settings, plan=(), environments={}, search=SEARCH
+    )
+    with Watching("cpu", fake_command_of("fits=700")) as launcher, RunWriter(folder, manifest) as writer:
+        run_search(SEARCH, launcher, writer, lambda record: None)
+    assert seen == [True] * 4
+
+
+def test_everything_fits(tmp_path: Path) -> None:
+    folder = tmp_path / "results/x"
+    searched(folder, SEARCH)
+    printed, markdown, row = report(folder)
+    assert (row["max_resolution"], row["is_at_least"], row["is_confirmed"]) == (2048, True, True)
+    assert pd.isna(row["limit"])
+    assert ">= 2048" in printed
+    assert "\\>= 2048" in markdown
+
+
+def test_nothing_fits(tmp_path: Path) -> None:
+    folder = tmp_path / "results/x"
+    searched(folder, SEARCH, "fits=10")
+    printed, _, row = report(folder)
+    assert pd.isna(row["max_resolution"])
+    assert (row["smallest_failing_resolution"], row["limit"]) == (64, "memory")
+    assert " none " in printed
+
+
+def test_a_size_that_fits_again_is_reported(tmp_path: Path) -> None:
+    """Of three sizes, all predicted to fit, the middle one does not; it is the first to be probed."""
+    folder = tmp_path / "results/x"
+    searched(folder, dataclasses.replace(SEARCH, smallest=640, largest=768), "hole=704")
+    printed, _, row = report(folder)
+    assert (row["max_resolution"], row["smallest_failing_resolution"], row["fits_again"]) == (640, 704, 768)
+    assert "not monotone: fits again at 768" in printed
+
+
+def test_time_is_a_limit_of_its_own(tmp_path: Path) -> None:
+    model = dataclasses.replace(MODEL, options=(("behave", "hang"),))
+    search = dataclasses.replace(SEARCH, models=(model,), largest=64, timeout_seconds=0.3)
+    folder = tmp_path / "results/x"
+    made = searched(folder, search)
+    assert [record.case.replicate for record in made] == [0, 1, 2]
+    _, _, row = report(folder)
+    assert (row["limit"], row["failure_kind"], row["is_confirmed"]) == ("time", "timeout", True)
+
+
+def test_what_is_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
+    whole = searched(tmp_path / "results/whole", SEARCH, "fits=700")
+    parts: list[Record] = []
+    while part := searched(tmp_path / "results/parts", SEARCH, "fits=700", stop_after=2):
+        parts += part
+    assert [record.case for record in parts] == [record.case for record in whole]
+    assert [record.case for record in load(tmp_path / "results/parts").records] == [record.case for record in whole]
+
+
+def run_command(folder: Path, monkeypatch: pytest.MonkeyPatch, *traits: str, **options: object) -> tuple[int, str]:
+    monkeypatch.setattr(
+        "infsa_bench.commands.maxres.Launcher", lambda device: Launcher(device, fake_command_of(*traits))
+    )
+    output = io.StringIO()
+    request = MaxresRequest(**{"mechanism": "softmax", "out": folder, "device": "cpu"} | options)  # type: ignore[arg-type]
+    code = maxres(request, Console(file=output, width=200, color_system=None))
+    return code, output.getvalue()
+
+
+def test_the_whole_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "results/x"
+    code, printed = run_command(folder, monkeypatch, "fits=700", memory_limit="2GiB", mechanism="softmax,mlla")
+    assert code == 0
+    assert "2 models, image sides up to 9216 in steps of 64, 2.00 GiB of memory emulated" in printed
+    assert "Memory: 2.00 GiB emulated" in printed
+    assert [len(load(folder).manifest.search.models)] == [2]  # type: ignore[union-attr]
+    # Again: nothing is left to do. With another mechanism: that alone.
+    probes = len(load(folder).records)
+    code, printed = run_command(folder, monkeypatch, resume=True, mechanism="mlla", memory_limit="2GiB")
+    assert f"{probes} probes recorded already" in printed
+    assert len(load(folder).records) == probes
+    code, _ = run_command(folder, monkeypatch, "fits=700", resume=True, mechanism="soft")
+    assert {record.case.mechanism for record in load(folder).records[probes:]} == {"soft"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step": 50}, "--step must be a positive multiple of 16"),
+        ({"step": 0}, "--step must be a positive multiple of 16"),
+        ({"max_res": 32}, "--max-res must be between --step and 32768, not 32"),
+        ({"max_res": 10**9}, "--max-res must be between --step and 32768"),
+        ({"mechanism": "softmaks"}, "did you mean 'softmax'"),
+        ({"impl": "fastest"}, "unknown implementation 'fastest'"),
+        ({"memory_limit": "2 apples"}, "'2 apples' is no size: write 40GiB"),
+        ({"memory_limit": "1MiB"}, "a memory limit of 1MiB is below 256 MiB: no model fits"),
+        ({"cell_timeout": "none"}, "--cell-timeout must be a time here"),
+        ({"resume": True, "out": None}, "--resume needs --out"),
+        ({"seed": -1}, "--seed must be between"),
+        ({"device": "tpu"}, "unknown device 'tpu'"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(SpecError) as refusal:
+        run_command(tmp_path / "results/x", monkeypatch, **options)
+    assert message in str(refusal.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "holds a run already: add --resume"),
+        ({"resume": True, "memory_limit": "4GiB"}, "another memory limit"),
+        ({"resume": True, "step": 128}, "another grid or timeout"),
+        ({"resume": True, "cell_timeout": "5m"}, "another grid or timeout"),
+        ({"resume": True, "seed": 1}, "another seed"),
+    ],
+    ids=str,
+)
+def test_another_search_is_not_mixed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], message: str
+) -> None:
+    folder = tmp_path / "results/x"
+    run_command(folder, monkeypatch, "fits=700", memory_limit="2GiB")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(SpecError) as refusal:
+        run_command(folder, monkeypatch, "fits=700", **options)
+    assert message in str(refusal.value)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_without_a_limit_a_processor_keeps_to_a_share_of_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_command(tmp_path / "results/x", monkeypatch, "fits=700")
+    assert load(tmp_path / "results/x").manifest.settings.memory_limit_bytes == round(0.6 * 2**40)
