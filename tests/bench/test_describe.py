@@ -30,6 +30,7 @@ from infsa_bench.report.describe import (
     energy_remarks,
     flag_remarks,
 )
+from infsa_bench.report.table import blocks
 
 QUICK = PROTOCOLS["quick"]
 
@@ -240,3 +241,17 @@ def test_lines_are_plain_ascii() -> None:
     """They are printed on any terminal."""
     records = [make_record(make_measurement(energy=make_energy(), launch_bound=True))]
     assert all(line.isascii() for line in described(records, protocol=PROTOCOLS["full"]))
+
+
+def test_an_emulated_device_is_called_one_wherever_its_numbers_stand() -> None:
+    records = [make_record(make_measurement())]
+    run = make_run(records)
+    settings = dataclasses.replace(run.manifest.settings, memory_limit_bytes=40 * 2**30)
+    run = dataclasses.replace(run, manifest=dataclasses.replace(run.manifest, settings=settings))
+    rows = summarize(records, memory_limit_bytes=settings.memory_limit_bytes)
+    assert any(line.startswith("Memory: 40.0 GiB emulated") for line in describe_run(run, rows))
+    ((title, block),) = blocks(rows)
+    assert title.endswith(", 40.0 GiB of memory emulated")
+    assert [row.memory_limit_bytes for row in block] == [40 * 2**30]
+    assert "emulated" not in "".join(described(records))
+    assert "emulated" not in blocks(summarize(records))[0][0]

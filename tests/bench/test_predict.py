@@ -65,7 +65,11 @@ def test_without_experience_the_rate_of_the_product_counts(predictor: Predictor)
     # Exact counts leave no choice.
     seconds = setup_seconds + 2 * 197
     assert prediction == Prediction(
-        seconds=seconds, least_seconds=seconds, fixed_seconds=setup_seconds, peak_bytes=4000 + 7 * 197
+        seconds=seconds,
+        least_seconds=seconds,
+        fixed_seconds=setup_seconds,
+        step_seconds=197.0,
+        peak_bytes=4000 + 7 * 197,
     )
 
 

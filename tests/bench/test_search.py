@@ -9,18 +9,24 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import sample_records
 from fake_worker import ENVIRONMENT
 from rich.console import Console
 from sample_records import make_case
 from test_launcher import fake_command_of
 
+from infsa_bench.analyze.predict import predict_limit
+from infsa_bench.commands.audit import audit
 from infsa_bench.commands.maxres import PROBE, MaxresRequest, maxres
+from infsa_bench.commands.options import SweepRequest
 from infsa_bench.commands.report import report_run
+from infsa_bench.commands.sweep import sweep
 from infsa_bench.errors import SpecError
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.record import Failure, Fit, Record
 from infsa_bench.search import run_search
 from infsa_bench.store import Manifest, RunWriter, Search, Settings, load
+from infsa_models.cost import vit_cost
 
 MODEL = make_case(mechanism="infsa-linear", resolution=64)
 SEARCH = Search(models=(MODEL,), smallest=64, largest=2048, step=64, timeout_seconds=2.0, available_bytes=2**30)
@@ -227,3 +233,42 @@ def test_without_a_limit_a_processor_keeps_to_a_share_of_its_memory(
 ) -> None:
     run_command(tmp_path / "results/x", monkeypatch, "fits=700")
     assert load(tmp_path / "results/x").manifest.settings.memory_limit_bytes == round(0.6 * 2**40)
+
+
+def test_a_search_is_neither_resumed_as_a_sweep_nor_audited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "results/x"
+    run_command(folder, monkeypatch, "fits=700")
+    with pytest.raises(SpecError, match="holds a search of maxres, no sweep"):
+        sweep(SweepRequest(out=folder, resume=True, device="cpu"), Console(file=io.StringIO()))
+    with pytest.raises(SpecError, match="holds a search of maxres, which measures nothing"):
+        audit(folder, False, Console(file=io.StringIO()))
+
+
+def test_a_sweep_is_not_resumed_as_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "results/x"
+    with RunWriter(folder, sample_records.make_manifest()):
+        pass
+    with pytest.raises(SpecError, match="holds a sweep, no search"):
+        run_command(folder, monkeypatch, resume=True)
+
+
+@pytest.mark.parametrize("mechanism", ["softmax", "infsa-linear"])
+def test_the_predicted_limit_is_the_last_that_fits(mechanism: str) -> None:
+    model = make_case(mechanism=mechanism)
+    grid = range(64, 4097, 64)
+
+    def needed(resolution: int) -> int:
+        cost = vit_cost(mechanism, "4L-64H", resolution)
+        return cost.model_bytes + cost.peak_activation_bytes + 2 * 3 * 4 * resolution**2
+
+    for limit_bytes in (2**30, 2**31, needed(1024)):
+        predicted = predict_limit(model, grid, limit_bytes)
+        assert predicted is not None
+        assert needed(predicted) <= limit_bytes < needed(predicted + 64)
+    assert predict_limit(model, grid, 1) == 64
+    assert predict_limit(model, grid, 2**50) == 4096
+
+
+def test_without_formulas_no_limit_is_predicted() -> None:
+    model = make_case(mechanism="package.module:Class")
+    assert predict_limit(model, range(64, 4097, 64), 2**31) is None

@@ -83,7 +83,10 @@ def _read(path: Path) -> list[AuditRow | None]:
     """Return the cells of a CSV file, or of a run by way of the CSV that is reported of it."""
     try:
         if path.is_dir():
-            return parse_table(render_csv(summarize(load(path).records)), str(path))
+            run = load(path)
+            if run.manifest.search is not None:
+                raise SpecError(f"{path} holds a search of maxres, which measures nothing that could be audited")
+            return parse_table(render_csv(summarize(run.records)), str(path))
         if not path.is_file():
             raise SpecError(f"{path} is neither a file nor a run")
         # Spreadsheets begin their UTF-8 with a mark.
