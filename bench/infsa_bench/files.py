@@ -6,6 +6,7 @@ and no FIFO or device keeps a reader waiting.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -104,11 +105,17 @@ def replace_file(draft: Path, file: Path, write: Callable[[TextIO], object]) -> 
     """Replace a file in one step: a reader sees the old one or the new one, never half of one."""
     # Whatever an earlier process or somebody else left in the draft's place is not written into.
     draft.unlink(missing_ok=True)
-    with draft.open("x", encoding="utf-8", newline="") as handle:
-        write(handle)
-        handle.flush()
-        os.fsync(handle.fileno())
-    draft.replace(file)
+    try:
+        with draft.open("x", encoding="utf-8", newline="") as handle:
+            write(handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        draft.replace(file)
+    except OSError:
+        # Half a draft would only take what space is left.
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
     sync_folder(file.parent)
 
 
