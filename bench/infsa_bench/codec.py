@@ -1,19 +1,28 @@
-"""Frozen dataclasses as JSON, and back with every field checked. Imports no torch."""
+"""Frozen dataclasses as JSON, and back with every field checked. Imports no torch.
+
+A file may come from anywhere. Reading one makes the dataclasses that were asked for out of plain values and nothing
+else: no name in it is looked up, imported or opened. Messages show what was found in quotes of bounded length.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
-import math
 import types
 import typing
+from collections import Counter
 from typing import Any, Literal, TypeVar
 
 from infsa_bench.errors import SchemaError
+from infsa_bench.quoting import listed, quoted
 
 T = TypeVar("T")
+
+INTEGER_LIMIT = 2**63
+LARGEST_FLOAT = 1e50
+SMALLEST_FLOAT = 1e-50
+"""No instrument reads a number beyond these, and within them sums, ratios and squares do not overflow either."""
 
 
 def encode(value: Any, *, indent: int | None = None) -> str:
@@ -23,19 +32,33 @@ def encode(value: Any, *, indent: int | None = None) -> str:
 
 
 def decode(kind: type[T], text: str | bytes) -> T:
-    """Return the dataclass that ``text`` (JSON) holds, every field checked.
+    """Return the dataclass that ``text`` (JSON, UTF-8 without a byte order mark) holds, every field checked.
 
     Raises:
-        SchemaError: not JSON, another schema version, an unknown or missing field, or a value of the wrong type.
+        SchemaError: not JSON, another schema version, an unknown, repeated or missing field, or a value of the wrong
+            type or beyond all bounds.
     """
     try:
-        raw = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        raw = _parsed(text)
+        ours = _schema_version(kind)
+        if isinstance(raw, dict) and ours is not None and raw.get("schema_version") != ours:
+            theirs = _shown(raw.get("schema_version"))
+            raise SchemaError(f"schema version {theirs}; this infsa-bench reads version {ours}")
+        return typing.cast(T, _typed(kind, raw, kind.__name__))
+    except RecursionError:
+        raise SchemaError("not JSON as infsa-bench writes it: nested too deeply") from None
+
+
+def _parsed(text: str | bytes) -> Any:
+    try:
+        # Not json.loads of bytes: that would take UTF-16 and surrogates as well.
+        text = text if isinstance(text, str) else text.decode()
+        raw = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
+    except ValueError as error:
         raise SchemaError(f"not JSON: {error}") from None
-    ours = _schema_version(kind)
-    if isinstance(raw, dict) and ours is not None and raw.get("schema_version") != ours:
-        raise SchemaError(f"schema version {raw.get('schema_version')!r}; this infsa-bench reads version {ours}")
-    return typing.cast(T, _typed(kind, raw, kind.__name__))
+    if "\r" in text:
+        raise SchemaError("not JSON as infsa-bench writes it: a carriage return, as of CRLF line ends")
+    return raw
 
 
 def _schema_version(kind: type) -> object:
@@ -46,6 +69,22 @@ def _schema_version(kind: type) -> object:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse names that stand twice: readers differ in which of them counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        repeated, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise SchemaError(f"the field {quoted(repeated)} stands twice in one object")
+    return found
+
+
+def _shown(raw: Any) -> str:
+    """A value for messages; what is in arrays and objects would be too much, or too deep."""
+    if isinstance(raw, dict | list):
+        return "an object" if isinstance(raw, dict) else "an array"
+    return quoted(raw) if isinstance(raw, str) else str(raw)[:60]
 
 
 def _plain(value: Any) -> Any:
@@ -77,18 +116,23 @@ def _typed(kind: Any, raw: Any, where: str) -> Any:
                 _typed(item, value, f"{where}[{i}]") for i, (item, value) in enumerate(zip(items, raw, strict=True))
             )
     elif origin is dict and isinstance(raw, dict):
-        return {key: _typed(arguments[1], value, f"{where}[{key!r}]") for key, value in raw.items()}
+        return {key: _typed(arguments[1], value, f"{where}[{quoted(key)}]") for key, value in raw.items()}
     elif origin is Literal:
         if raw in arguments and isinstance(raw, str):
             return raw
     elif kind is float and isinstance(raw, int | float) and not isinstance(raw, bool):
-        # Numbers beyond the range of a float: 1e999 is read as infinity, an integer of 400 digits overflows.
-        with contextlib.suppress(OverflowError):
-            if math.isfinite(raw):
-                return float(raw)
+        # 1e999 is read as infinity, and an integer of 400 digits is none the less compared exactly.
+        if raw == 0 or SMALLEST_FLOAT <= abs(raw) <= LARGEST_FLOAT:
+            return float(raw)
+        raise SchemaError(f"{where}: {_shown(raw)} is beyond all measure")
+    elif kind is int and type(raw) is int:
+        if -INTEGER_LIMIT <= raw < INTEGER_LIMIT:
+            return raw
+        raise SchemaError(f"{where}: {_shown(raw)} has more than 64 bits")
     elif isinstance(kind, type) and type(raw) is kind:
         return raw
-    raise SchemaError(f"{where}: {str(raw)[:60]!r} is not of type {getattr(kind, '__name__', kind)}")
+    found = _shown(raw) if isinstance(raw, dict | list) else quoted(str(raw))
+    raise SchemaError(f"{where}: {found} is not of type {getattr(kind, '__name__', kind)}")
 
 
 def _typed_dataclass(kind: type, raw: Any, where: str) -> Any:
@@ -97,7 +141,7 @@ def _typed_dataclass(kind: type, raw: Any, where: str) -> Any:
     hints = _field_types(kind)
     unknown, missing = sorted(raw.keys() - hints.keys()), sorted(hints.keys() - raw.keys())
     if unknown or missing:
-        raise SchemaError(f"{where}: unknown fields {unknown}, missing fields {missing}")
+        raise SchemaError(f"{where}: unknown fields {listed(unknown)}, missing fields {listed(missing)}")
     values = {name: _typed(hint, raw[name], f"{where}.{name}") for name, hint in hints.items()}
     try:
         return kind(**values)

@@ -1,40 +1,40 @@
 """A run on disk: ``results/<run>/{manifest.json, records.jsonl, traces/}``, the only thing that crosses to reporting.
 
 A record is one line, written with one call and synced before the next case starts, so that a killed sweep loses at
-most the case that it was in. Its power trace, where there is one, is a file of its own and on disk before it. The
-store never computes.
+most the case that it was in. Of two lines of one case the last one counts. A record's power trace, where there is
+one, is a file of its own and on disk before it. The store never computes.
 """
 
 from __future__ import annotations
 
-import csv
+import contextlib
+import errno
 import fcntl
-import hashlib
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self, TextIO
 
 from infsa_bench.codec import decode, encode
 from infsa_bench.energy_plan import EnergyChoice
 from infsa_bench.errors import RunLockedError, SchemaError, SpecError
+from infsa_bench.files import open_regular, read_file, read_lines, refuse_exchanged, replace_file
 from infsa_bench.protocol import Protocol
 from infsa_bench.record import SCHEMA_VERSION, EnergyCalibration, Environment, Record, TracePoint
 from infsa_bench.spec import Case
+from infsa_bench.traces import trace_path, write_trace
 
 MANIFEST = "manifest.json"
 RECORDS = "records.jsonl"
-TRACES = "traces"
 DRAFT = f"{MANIFEST}.new"
-TRACE_DRAFT = "trace.new"
 LOCK = ".lock"
 
-TRACE_COLUMNS = ("seconds", "power_watts", "sm_clock_mhz", "temperature_celsius", "event_reasons")
-MAX_TRACE_STEM = 180
-"""Longest name of a trace, in bytes, without its ending; file systems take 255."""
+MAX_MANIFEST_BYTES = 64 * 2**20
+MAX_RECORD_BYTES = 64 * 2**20
+MAX_RECORDS_BYTES = 4 * 2**30
+"""A manifest takes about 100 bytes a case, a record about 25 bytes a sample, and a case seldom has 1000 of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,10 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A loaded run. ``records`` hold each case once, in the order of the plan, whatever order they were measured in."""
+    """A loaded run. ``records`` hold each case once, in the order of the plan, whatever order they were measured in.
+
+    ``superseded`` is the number of lines that do not count, because a later one is of the same case.
+    """
 
     path: Path
     manifest: Manifest
@@ -135,17 +138,6 @@ def reports_path(path: Path) -> Path:
     return parent.parent / "reports" / path.name if parent.name == "results" else path / "report"
 
 
-def trace_path(path: Path, case_id: str) -> Path:
-    """Return the file that holds the power trace of a case of the run in ``path``, whether there is one or not."""
-    stem = case_id.replace("/", "_")
-    if "_" in case_id or not re.fullmatch(r"[A-Za-z0-9_.,=+-]+", stem) or len(stem) > MAX_TRACE_STEM:
-        # Two ids may come to the same here, and are told apart by a digest; no other name has a tilde.
-        digest = hashlib.sha256(case_id.encode(errors="surrogatepass")).hexdigest()[:12]
-        kept = re.sub(r"[^A-Za-z0-9_.,=+-]", "-", stem)
-        stem = f"{kept[: MAX_TRACE_STEM - 1 - len(digest)]}~{digest}"
-    return path / TRACES / f"{stem}.csv"
-
-
 def is_run(path: Path) -> bool:
     """Tell whether ``path`` holds a run.
 
@@ -168,11 +160,13 @@ def load_manifest(path: Path) -> Manifest:
     """
     file = path / MANIFEST
     try:
-        return decode(Manifest, file.read_bytes())
+        content = read_file(file, MAX_MANIFEST_BYTES)
     except FileNotFoundError:
         raise SpecError(f"{path} is no run: it has no {MANIFEST}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SchemaError(f"{file}: {error}") from None
+    except OSError as error:
+        raise SchemaError(f"{file}: {error.strerror or error}") from None
+    try:
+        return decode(Manifest, content)
     except SchemaError as error:
         raise SchemaError(f"{file}: {error}") from None
 
@@ -182,74 +176,106 @@ def load(path: Path) -> Run:
 
     Raises:
         SpecError: no run there.
-        SchemaError: a file is unreadable, of another schema version, torn at its end, or holds a case twice.
+        SchemaError: a file is unreadable, too large, no regular file, of another schema version, or torn at its end.
     """
     manifest = load_manifest(path)
-    found, torn, superseded = _read_records(path / RECORDS)
-    records = found.values()
-    if torn:
+    found = _read_records(path / RECORDS)
+    if found.torn_bytes:
         raise SchemaError(f"{path / RECORDS}: the last line is torn; sweep --resume drops it and measures it again")
     position = {case_id: index for index, case_id in enumerate(manifest.plan)}
-    ordered = sorted(records, key=lambda record: position.get(record.case.id, len(position)))
-    return Run(path=path, manifest=manifest, records=tuple(ordered), superseded=superseded)
+    ordered = sorted(found.counting.values(), key=lambda record: position.get(record.case.id, len(position)))
+    return Run(path=path, manifest=manifest, records=tuple(ordered), superseded=found.superseded)
 
 
-def _read_records(file: Path) -> tuple[dict[str, Record], int, int]:
-    """Return the whole records of a file and the number of bytes of a torn last line."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lines:
+    """What the file of records holds: the record of each case that counts, and how much does not."""
+
+    counting: dict[str, Record]
+    superseded: int
+    torn_bytes: int
+
+
+def _read_records(file: Path) -> Lines:
+    counting: dict[str, Record] = {}
+    superseded = torn_bytes = 0
     try:
-        content = file.read_bytes()
+        for number, line in enumerate(read_lines(file, MAX_RECORDS_BYTES, MAX_RECORD_BYTES), start=1):
+            if not line.endswith(b"\n"):
+                torn_bytes = len(line)
+                break
+            try:
+                record = decode(Record, line[:-1])
+            except SchemaError as error:
+                raise SchemaError(f"{file}, line {number}: {error}") from None
+            superseded += record.case.id in counting
+            counting[record.case.id] = record
     except FileNotFoundError:
-        return {}, 0, 0
+        pass
     except OSError as error:
         raise SchemaError(f"{file}: {error.strerror or error}") from None
-    *lines, tail = content.split(b"\n")
-    records: dict[str, Record] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = decode(Record, line)
-        except (SchemaError, UnicodeDecodeError) as error:
-            raise SchemaError(f"{file}, line {number}: {error}") from None
-        records[record.case.id] = record
-    return records, len(tail), len(lines) - len(records)
+    return Lines(counting=counting, superseded=superseded, torn_bytes=torn_bytes)
 
 
 class RunWriter:
-    """The one process that may add to a run; others are kept out by a lock that dies with the process."""
+    """The one process that may add to a run; others are kept out by a lock that dies with the process.
+
+    Attributes:
+        path: the run's folder.
+        manifest: as it is on disk.
+        finished: ids of the cases that had a record when the run was opened.
+        torn_bytes: length of the line that a killed process had left half-written, and that opening the run cut off.
+    """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         """Open ``path`` for writing, creating it where it is missing, and write the manifest.
 
         Raises:
             RunLockedError: another process holds the run.
-            SchemaError: the records that are there cannot be read.
+            SchemaError: the records that are there cannot be read, or something lies where a file should be.
             OSError: the folder cannot be written.
         """
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._lock = (path / LOCK).open("ab")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise RunLockedError(f"{path} is being written by another process") from None
-        try:
-            self.recorded, self.torn_bytes = self._recover()
-            self.manifest = manifest
+        self.manifest = manifest
+        with contextlib.ExitStack() as opened:
+            lock = open_regular(path / LOCK, os.O_RDWR | os.O_CREAT)
+            self._lock = opened.enter_context(os.fdopen(lock, "r+b"))
+            self._hold_lock()
+            found = _read_records(path / RECORDS)
+            self._recorded, self.torn_bytes = found.counting, found.torn_bytes
+            self.finished = frozenset(found.counting)
             self._write_manifest()
-            self._records = (path / RECORDS).open("ab", buffering=0)
-        except BaseException:
-            self._lock.close()
-            raise
+            records = open_regular(path / RECORDS, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            # Without a buffer: one record is one write.
+            self._records = opened.enter_context(os.fdopen(records, "ab", buffering=0))
+            if self.torn_bytes:
+                self._truncate(os.fstat(records).st_size - self.torn_bytes)
+            self._opened = opened.pop_all()
+
+    @property
+    def recorded(self) -> Mapping[str, Record]:
+        """The records on disk by case id, the last one of each case."""
+        return MappingProxyType(self._recorded)
 
     def append(self, record: Record, trace: Sequence[TracePoint] = ()) -> None:
-        """Add one record, after its power trace if it has one, and return once both are on disk."""
-        self._write_trace(trace_path(self.path, record.case.id), trace)
-        line = encode(record).encode() + b"\n"
-        written = self._records.write(line)
-        if written != len(line):
-            raise OSError(f"only {written} of {len(line)} bytes of a record could be written")
-        os.fsync(self._records.fileno())
-        self.recorded[record.case.id] = record
+        """Add one record and its power trace, if it has one, and return once both are on disk.
+
+        A trace comes before its record, so that no record ever waits for its trace. Where the record supersedes
+        another, the old trace goes first and the new one comes last: whenever the process is killed, the record that
+        counts has its own trace or none, never the other's.
+
+        Raises:
+            OSError: not on disk; the records so far are as they were.
+        """
+        refuse_exchanged(self._lock, self.path / LOCK)
+        file = trace_path(self.path, record.case.id)
+        is_superseding = record.case.id in self._recorded
+        write_trace(file, () if is_superseding else trace)
+        self._append_line(encode(record).encode() + b"\n")
+        self._recorded[record.case.id] = record
+        if is_superseding:
+            write_trace(file, trace)
 
     def add_environment(self, environment: Environment) -> str:
         """Make ``environment`` known to the manifest and return the key by which records refer to it."""
@@ -270,60 +296,40 @@ class RunWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._records.close()
-        self._lock.close()
+        self._opened.close()
 
-    def _recover(self) -> tuple[dict[str, Record], int]:
-        """Return the ids of finished cases, and cut off a line that a killed process left half-written."""
-        file = self.path / RECORDS
-        records, torn, _ = _read_records(file)
-        if torn:
-            with file.open("r+b") as handle:
-                handle.truncate(file.stat().st_size - torn)
-                os.fsync(handle.fileno())
-        return records, torn
+    def _hold_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunLockedError(f"{self.path} is being written by another process") from None
+        # Held on a file that was deleted in between, it would keep nobody out.
+        refuse_exchanged(self._lock, self.path / LOCK)
+
+    def _append_line(self, line: bytes) -> None:
+        length = os.fstat(self._records.fileno()).st_size
+        if len(line) > MAX_RECORD_BYTES or length + len(line) > MAX_RECORDS_BYTES:
+            raise OSError(errno.EFBIG, f"a record of {len(line)} bytes is more than can be read again")
+        try:
+            written = self._records.write(line)
+            if written != len(line):
+                raise OSError(f"only {written} of {len(line)} bytes of a record could be written")
+            os.fsync(self._records.fileno())
+            refuse_exchanged(self._records, self.path / RECORDS)
+        except OSError:
+            # A disk that fails here as well leaves a torn line, which the next writer cuts off.
+            with contextlib.suppress(OSError):
+                self._truncate(length)
+            raise
+
+    def _truncate(self, length: int) -> None:
+        os.ftruncate(self._records.fileno(), length)
+        os.fsync(self._records.fileno())
 
     def _write_manifest(self) -> None:
         def write(handle: TextIO) -> None:
             handle.write(encode(self.manifest, indent=1) + "\n")
 
-        _replace_file(self.path / DRAFT, self.path / MANIFEST, write)
-
-    def _write_trace(self, file: Path, trace: Sequence[TracePoint]) -> None:
-        """Write the trace of a case that has no record yet: one that is there already is of a try that was cut off."""
-        if not trace:
-            file.unlink(missing_ok=True)
-            return
-
-        def write(handle: TextIO) -> None:
-            rows = csv.writer(handle, lineterminator="\n")
-            rows.writerow(TRACE_COLUMNS)
-            for point in trace:
-                reasons = " ".join(point.event_reasons)
-                rows.writerow(
-                    [point.seconds, point.power_watts, point.sm_clock_mhz, point.temperature_celsius, reasons]
-                )
-
-        if not file.parent.is_dir():
-            file.parent.mkdir()
-            _sync_folder(self.path)
-        _replace_file(file.with_name(TRACE_DRAFT), file, write)
-
-
-def _replace_file(draft: Path, file: Path, write: Callable[[TextIO], object]) -> None:
-    """Replace a file in one step: a reader sees the old one or the new one, never half of one."""
-    with draft.open("w", encoding="utf-8", newline="") as handle:
-        write(handle)
-        handle.flush()
-        os.fsync(handle.fileno())
-    draft.replace(file)
-    _sync_folder(file.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    """Return once new names in a folder are on disk: syncing the files alone does not promise that."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        refuse_exchanged(self._lock, self.path / LOCK)
+        replace_file(self.path / DRAFT, self.path / MANIFEST, write)
+        refuse_exchanged(self._lock, self.path / LOCK)

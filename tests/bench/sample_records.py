@@ -12,6 +12,7 @@ from typing import Any, Literal
 import fake_worker
 from hypothesis import strategies as st
 
+from infsa_bench.codec import INTEGER_LIMIT, LARGEST_FLOAT, SMALLEST_FLOAT
 from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import (
     SCHEMA_VERSION,
@@ -191,12 +192,12 @@ def make_run(records: Sequence[Record], path: Path = Path("results/example")) ->
 
 
 def values_of(kind: Any) -> st.SearchStrategy[Any]:
-    """What a field annotated with ``kind`` may hold in a file: floats are finite, text has no surrogates."""
+    """What a field annotated with ``kind`` may hold in a file: numbers are within bounds, text has no surrogates."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         fields = {name: values_of(hint) for name, hint in typing.get_type_hints(kind).items()}
         if kind is EnergyReading:
             return _readings(fields)
-        times = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+        times = st.floats(min_value=SMALLEST_FLOAT, max_value=LARGEST_FLOAT)
         if kind is EnergyWindow:
             fields |= {"iterations": times, "seconds": times}
         if kind is EnergyTrial:
@@ -234,7 +235,7 @@ def _readings(fields: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[En
 LEAVES: dict[Any, st.SearchStrategy[Any]] = {
     type(None): st.none(),
     bool: st.booleans(),
-    int: st.integers(),
-    float: st.floats(allow_nan=False, allow_infinity=False),
+    int: st.integers(-INTEGER_LIMIT, INTEGER_LIMIT - 1),
+    float: st.floats(-LARGEST_FLOAT, LARGEST_FLOAT).filter(lambda value: value == 0 or abs(value) >= SMALLEST_FLOAT),
     str: st.text(max_size=12),
 }

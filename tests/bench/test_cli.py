@@ -18,7 +18,8 @@ from test_launcher import fake_command_of
 from infsa_bench.cli import main
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.record import SCHEMA_VERSION, Measurement, Record, TracePoint
-from infsa_bench.store import MANIFEST, RECORDS, TRACES, RunWriter, load, load_manifest
+from infsa_bench.store import MANIFEST, RECORDS, RunWriter, load, load_manifest
+from infsa_bench.traces import TRACES
 
 
 class Result:

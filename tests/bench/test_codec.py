@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from sample_records import (
     values_of,
 )
 
-from infsa_bench.codec import decode, encode
+from infsa_bench.codec import LARGEST_FLOAT, SMALLEST_FLOAT, decode, encode
 from infsa_bench.errors import SchemaError
 from infsa_bench.record import SCHEMA_VERSION, Attempt, Failure, Measurement, Record
 from infsa_bench.store import Manifest
@@ -65,6 +66,29 @@ def test_decode_refuses_what_is_no_finite_number(spelling: str, field: str) -> N
     assert hostile != line
     with pytest.raises(SchemaError):
         decode(Record, hostile)
+
+
+@pytest.mark.parametrize("sign", ["", "-"])
+@pytest.mark.parametrize("number", [LARGEST_FLOAT * 2, SMALLEST_FLOAT / 2, 5e-324, 1.7e308, 10**51])
+def test_decode_refuses_what_no_instrument_reads(number: float, sign: str) -> None:
+    """Sums, ratios and squares of it could overflow in those who read the records."""
+    hostile = encode(make_record()).replace('"seconds":1.5', f'"seconds":{sign}{number}')
+    with pytest.raises(SchemaError, match=r"Record\.seconds: .{4,60} is beyond all measure"):
+        decode(Record, hostile)
+
+
+@pytest.mark.parametrize("number", [LARGEST_FLOAT, -LARGEST_FLOAT, SMALLEST_FLOAT, 0.0, -0.0, 10**50])
+def test_decode_takes_all_other_numbers(number: float) -> None:
+    line = encode(make_record()).replace('"seconds":1.5', f'"seconds":{number}')
+    assert decode(Record, line).seconds == float(number)
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**400])
+def test_decode_refuses_integers_of_more_than_64_bits(number: int) -> None:
+    with pytest.raises(SchemaError, match=r"Record\.case\.seed: -?[0-9]{1,60} has more than 64 bits"):
+        decode(Record, encode(make_record()).replace('"seed":0', f'"seed":{number}'))
+    for most in (2**63 - 1, -(2**63)):
+        assert decode(Record, encode(make_record()).replace('"seed":0', f'"seed":{most}')).case.seed == most
 
 
 def test_whole_numbers_are_read_as_floats_where_floats_are_meant() -> None:
@@ -191,6 +215,12 @@ def test_a_failure_without_its_optional_fields_is_refused() -> None:
         b"\xff",
         b'{"schema_version": 2, "a": "\xff"}',
         "\ufeff{}",
+        b"\xef\xbb\xbf{}",
+        "{}".encode("utf-16"),
+        "{}".encode("utf-32"),
+        b'{"a": "\xed\xa0\x80"}',
+        b'{"a": "\x00"}',
+        '{"a": "\r"}',
     ],
     ids=lambda text: repr(text[:24]),
 )
@@ -283,3 +313,83 @@ def test_attempts_are_kept_in_order() -> None:
         lambda raw: raw.update(attempts=[{"stage": item.stage, "message": item.message} for item in attempts]),
     )
     assert decode(Record, raw).attempts == attempts
+
+
+WHOLE = encode(make_record())
+
+
+@pytest.mark.parametrize(
+    ("line", "part_of_message"),
+    [
+        ("\ufeff" + WHOLE, "not JSON: Unexpected UTF-8 BOM"),
+        (b"\xef\xbb\xbf" + WHOLE.encode(), "not JSON: Unexpected UTF-8 BOM"),
+        (WHOLE.encode("utf-16"), "not JSON: 'utf-8' codec can't decode"),
+        (WHOLE + "\r", "a carriage return, as of CRLF line ends"),
+        (WHOLE.replace(",", ",\r\n", 1), "a carriage return, as of CRLF line ends"),
+        (WHOLE + "\x00", "not JSON: Extra data"),
+        (WHOLE.replace('"seconds":', '"seconds":1.5,"seconds":'), "the field 'seconds' stands twice in one object"),
+        (WHOLE.replace('"seed":', '"replicate":0,"seed":'), "the field 'replicate' stands twice in one object"),
+    ],
+)
+def test_a_record_in_another_form_is_refused(line: str | bytes, part_of_message: str) -> None:
+    with pytest.raises(SchemaError) as caught:
+        decode(Record, line)
+    assert part_of_message in str(caught.value)
+
+
+def test_repeated_names_are_found_in_no_time_among_many() -> None:
+    names = ",".join(f'"{number}":0' for number in range(200_000))
+    started = time.monotonic()
+    with pytest.raises(SchemaError, match="the field '199999' stands twice"):
+        decode(Record, f'{{{names},"199999":0}}')
+    assert time.monotonic() - started < 2
+
+
+HOSTILE_NAMES = [
+    "a" * 100_000,
+    "\x1b[2J\x07",
+    "a\nb\r\u2028c",
+    "\u202etxt.exe",
+    "\ud800",
+    "\x00",
+    "'\"]}",
+    "\U000e0041" * 9000,
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES, ids=lambda name: repr(name[:9]))
+def test_messages_show_bounded_printable_lines(name: str) -> None:
+    changes: list[Callable[[dict[str, Any]], object]] = [
+        lambda raw: raw.update({name: 1}),
+        lambda raw: raw.update({f"{name}{number}": 1 for number in range(1000)}),
+        lambda raw: raw["case"].update({name: {}}),
+        lambda raw: raw.update(schema_version=name),
+        lambda raw: raw.update(schema_version=[name]),
+        lambda raw: raw.update(seconds=name),
+        lambda raw: raw.update(seconds=[name] * 100),
+        lambda raw: raw.update(environment={name: name}),
+        lambda raw: raw["case"].update(precision=name),
+        lambda raw: raw["case"].update(options=[[name, name, name]]),
+        lambda raw: raw["outcome"].update(stage_seconds={name: name}),
+        lambda raw: raw["outcome"].update({name: 0}),
+        lambda raw: raw["outcome"].update(memory_source=name),
+        lambda raw: raw["outcome"]["energy"].update(status=name),
+    ]
+    texts = [make_raw(WHOLE, change) for change in changes]
+    texts.append(WHOLE.replace('"seconds"', f'{json.dumps(name)}:0,{json.dumps(name)}:0,"seconds"', 1))
+    for text in texts:
+        with pytest.raises(SchemaError) as caught:
+            decode(Record, text)
+        assert str(caught.value).isprintable()
+        assert str(caught.value).isascii()
+        assert len(str(caught.value)) < 5000
+
+
+def test_unknown_fields_are_named_as_far_as_a_line_goes() -> None:
+    names = {f"extra{number}": 0 for number in range(8)}
+    with pytest.raises(SchemaError) as caught:
+        decode(Record, make_raw(WHOLE, lambda raw: raw.update(names)))
+    named = "'extra0', 'extra1', 'extra2', 'extra3', 'extra4', and 3 more"
+    assert str(caught.value) == f"Record: unknown fields [{named}], missing fields []"
+    with pytest.raises(SchemaError, match=rf"unknown fields \['{'x' * 60}'\.\.\.\]"):
+        decode(Record, make_raw(WHOLE, lambda raw: raw.update({"x" * 61: 0})))

@@ -1,23 +1,28 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
-import re
+import shutil
 import signal
+import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from fake_worker import CALIBRATION, CALIBRATION_LATER, TRACE
-from hypothesis import given
-from hypothesis import strategies as st
-from sample_records import ENVIRONMENT, SETTINGS, make_failure, make_manifest, make_record
+from sample_records import ENVIRONMENT, SETTINGS, make_failure, make_manifest, make_measurement, make_record
 
+from infsa_bench import store
 from infsa_bench.codec import encode
 from infsa_bench.errors import RunLockedError, SchemaError, SpecError
 from infsa_bench.protocol import PROTOCOLS
@@ -26,14 +31,13 @@ from infsa_bench.store import (
     LOCK,
     MANIFEST,
     RECORDS,
-    TRACES,
     Run,
     RunWriter,
     is_run,
     load,
     load_manifest,
-    trace_path,
 )
+from infsa_bench.traces import TRACES, trace_path
 
 RESOLUTIONS = (224, 384, 512)
 RECORDED = tuple(make_record(resolution=resolution) for resolution in RESOLUTIONS)
@@ -107,6 +111,45 @@ def test_a_torn_last_line_is_dropped_by_the_next_writer_only(path: Path, torn: b
     assert load(path).records == RECORDED
 
 
+LATER = [
+    replace(RECORDED[1], seconds=seconds, outcome=make_failure("killed", message=f"after {seconds:g} s"))
+    for seconds in (2.0, 3.0)
+]
+
+
+def test_the_last_record_of_a_case_counts(path: Path) -> None:
+    write(path, (*RECORDED[:2], LATER[0], RECORDED[2], LATER[1]))
+    assert len((path / RECORDS).read_bytes().splitlines()) == 5
+    expected = (RECORDED[0], LATER[1], RECORDED[2])
+    assert load(path) == Run(path=path, manifest=PLAN, records=expected, superseded=2)
+    with RunWriter(path, PLAN) as writer:
+        assert writer.recorded == {record.case.id: record for record in expected}
+        assert writer.finished == set(writer.recorded)
+        writer.append(RECORDED[1])
+        assert writer.recorded[RECORDED[1].case.id] == RECORDED[1]
+    assert load(path) == Run(path=path, manifest=PLAN, records=RECORDED, superseded=3)
+
+
+def test_a_writer_knows_what_is_recorded(path: Path) -> None:
+    with RunWriter(path, PLAN) as writer:
+        assert writer.recorded == {}
+        for count, record in enumerate(RECORDED, start=1):
+            writer.append(record)
+            assert list(writer.recorded.values()) == list(RECORDED[:count])
+        assert writer.finished == frozenset()  # when it was opened
+        with pytest.raises(TypeError):
+            writer.recorded["another"] = RECORDED[0]  # type: ignore[index]
+
+
+def test_a_torn_line_supersedes_nothing(path: Path) -> None:
+    write(path)
+    with (path / RECORDS).open("ab") as file:
+        file.write(encode(LATER[0]).encode())
+    with RunWriter(path, PLAN) as writer:
+        assert writer.recorded[RECORDED[1].case.id] == RECORDED[1]
+    assert load(path) == Run(path=path, manifest=PLAN, records=RECORDED)
+
+
 def test_a_file_that_is_one_torn_line(path: Path) -> None:
     write(path, ())
     (path / RECORDS).write_bytes(LAST_LINE)
@@ -124,8 +167,11 @@ LINES = [encode(record) for record in RECORDED]
         ([LINES[0], LINES[1][:50], LINES[2]], "line 2: not JSON"),
         ([LINES[0], "", LINES[2]], "line 2: not JSON"),
         ([LINES[0], "{}", LINES[2]], "line 2: schema version None"),
-        ([LINES[0], LINES[1], LINES[2], LINES[1]], f"line 4: a second record of {RECORDED[1].case.id}"),
-        ([LINES[0], LINES[1].replace('"schema_version":2', '"schema_version":1')], "line 2: schema version 1"),
+        ([LINES[0], LINES[1], LINES[2], LINES[1], LINES[1][:-1]], "line 5: not JSON"),
+        ([f"{LINES[0]}\r"], "line 1: not JSON as infsa-bench writes it: a carriage return"),
+        ([f"\ufeff{LINES[0]}"], "line 1: not JSON: Unexpected UTF-8 BOM"),
+        ([LINES[0], "\x00"], "line 2: not JSON"),
+        ([LINES[0], LINES[1].replace('"schema_version":3', '"schema_version":1')], "line 2: schema version 1"),
         ([LINES[0], LINES[1].replace('"seconds":1.5', '"seconds":"1.5"')], "line 2: Record.seconds: '1.5' is not"),
         ([LINES[0] + LINES[1]], "line 1: not JSON"),
     ],
@@ -141,7 +187,7 @@ def test_a_bad_line_is_refused_and_nothing_is_changed(path: Path, lines: list[st
         assert part_of_message in str(caught.value)
         assert str(path / RECORDS) in str(caught.value)
         assert "\n" not in str(caught.value)
-    assert (path / RECORDS).read_text() == content
+    assert (path / RECORDS).read_bytes().decode() == content
     assert (path / MANIFEST).read_bytes() == manifest
     # The refused writer let go of its lock.
     (path / RECORDS).unlink()
@@ -163,8 +209,8 @@ def test_a_records_file_that_cannot_be_read_is_a_schema_error(path: Path) -> Non
         (b"{", "not JSON"),
         (b"[]", "Manifest: not an object"),
         (b"\xff", "not JSON"),
-        (b'{"schema_version": 1}', "schema version 1; this infsa-bench reads version 2"),
-        (b'{"schema_version": 2}', "Manifest: unknown fields [], missing fields"),
+        (b'{"schema_version": 1}', "schema version 1; this infsa-bench reads version 3"),
+        (b'{"schema_version": 3}', "Manifest: unknown fields [], missing fields"),
     ],
 )
 def test_a_bad_manifest(path: Path, content: bytes, part_of_message: str) -> None:
@@ -264,6 +310,58 @@ def test_the_lock_keeps_a_second_process_out_until_the_holder_is_killed(path: Pa
     assert load(path).records == RECORDED
 
 
+CHILD_OUTLIVES = """
+import subprocess, sys
+from pathlib import Path
+from infsa_bench.store import RunWriter, load_manifest
+path = Path(sys.argv[1])
+with RunWriter(path, load_manifest(path)):
+    # As leaky as it can be: descriptors are passed on unless they are close-on-exec.
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], close_fds=False)
+    print(child.pid, flush=True)
+    time_to_end = sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("end", ["by itself", "by SIGKILL"])
+def test_a_child_that_outlives_the_holder_does_not_hold_the_lock(path: Path, end: str) -> None:
+    write(path, RECORDED[:1])
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD_OUTLIVES, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        child = int(holder.stdout.readline())
+        try:
+            with pytest.raises(RunLockedError):
+                RunWriter(path, PLAN)
+            if end == "by itself":
+                assert holder.stdin is not None
+                holder.stdin.close()
+            else:
+                holder.kill()
+            holder.wait(timeout=10)
+            os.kill(child, 0)  # it is still there
+            open_files = [link.readlink() for link in Path(f"/proc/{child}/fd").iterdir()]
+            assert not any(path in file.parents for file in open_files)
+            write_rest(path, torn_bytes=0)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_lock_that_was_deleted_while_it_was_taken_is_no_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flock = fcntl.flock
+
+    def flock_too_late(file: BinaryIO, operation: int) -> None:
+        (path / LOCK).unlink()
+        flock(file, operation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", flock_too_late)
+        with pytest.raises(OSError, match=r"\.lock was deleted or replaced while the run was being written"):
+            RunWriter(path, PLAN)
+    write(path)
+
+
 def test_the_lock_holds_within_a_process_and_ends_with_the_writer(path: Path) -> None:
     with RunWriter(path, PLAN), pytest.raises(RunLockedError):
         RunWriter(path, PLAN)
@@ -315,6 +413,151 @@ def test_a_reader_always_finds_a_whole_manifest(path: Path) -> None:
     assert len(load_manifest(path).environments) == 40
 
 
+def swap(path: Path, by: str) -> None:
+    """Take the run's folder away, and put another in its place where ``by`` says so."""
+    path.rename(path.with_name("moved"))
+    if by == "another run":
+        write(path, RECORDED[:1])
+    elif by == "an empty folder":
+        path.mkdir()
+    elif by == "a file":
+        path.touch()
+
+
+@pytest.mark.parametrize("by", ["nothing", "another run", "an empty folder", "a file"])
+@pytest.mark.parametrize("what", ["record", "record with trace", "manifest"])
+def test_a_folder_that_was_deleted_or_replaced_ends_the_writing(path: Path, what: str, by: str) -> None:
+    with RunWriter(path, PLAN) as writer:
+        writer.append(RECORDED[0])
+        swap(path, by)
+        before = [(file, file.read_bytes()) for file in path.rglob("*")]
+        add = {
+            "record": lambda: writer.append(RECORDED[1]),
+            "record with trace": lambda: writer.append(RECORDED[1], TRACE),
+            "manifest": lambda: writer.add_calibration(CALIBRATION),
+        }[what]
+        with pytest.raises(OSError, match="was deleted or replaced while the run was being written") as caught:
+            add()
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert [(file, file.read_bytes()) for file in path.rglob("*")] == before
+    moved = path.with_name("moved")
+    assert load(moved).records == RECORDED[:1]
+    write_rest(moved, torn_bytes=0)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_records_that_were_deleted_or_replaced_end_the_writing(path: Path, replaced: bool) -> None:
+    """Only the file of records: what went into it would go nowhere."""
+    with RunWriter(path, PLAN) as writer:
+        writer.append(RECORDED[0])
+        content = (path / RECORDS).read_bytes()
+        (path / RECORDS).unlink()
+        if replaced:
+            (path / RECORDS).write_bytes(content)
+        with pytest.raises(OSError, match=r"records\.jsonl was deleted or replaced while the run was being written"):
+            writer.append(RECORDED[1])
+        assert RECORDED[1].case.id not in writer.recorded
+    assert load(path).records == (RECORDED[:1] if replaced else ())
+
+
+PLACES = [MANIFEST, RECORDS]
+OTHERS = ["link", "broken link", "link to itself", "folder", "FIFO", "socket", "device"]
+
+
+def put(file: Path, other: str, target: Path) -> str:
+    """Put something in the place of a file and return what the message calls it."""
+    match other:
+        case "link":
+            file.symlink_to(target)
+        case "broken link":
+            file.symlink_to(target.with_name("nowhere"))
+        case "link to itself":
+            file.symlink_to(file.name)
+        case "folder":
+            file.mkdir()
+        case "FIFO":
+            os.mkfifo(file)
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(str(file))
+        case "device":
+            try:
+                os.mknod(file, stat.S_IFCHR | 0o666, os.makedev(1, 5))  # zeros without end
+            except PermissionError:
+                pytest.skip("needs the right to make a device")
+    return {"link": "a symbolic link", "broken link": "a symbolic link", "link to itself": "a symbolic link"}.get(
+        other, f"a {other}"
+    )
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("name", PLACES)
+def test_only_regular_files_are_read(tmp_path: Path, name: str, other: str) -> None:
+    # A socket's name has to be short.
+    path = Path(tempfile.mkdtemp(prefix="run", dir="/tmp"))
+    try:
+        write(path)
+        target = (path / name).rename(tmp_path / "target")
+        called = put(path / name, other, target)
+        with pytest.raises(SchemaError) as caught:
+            load(path)
+        assert str(caught.value) == f"{path / name}: {called} where a regular file should be"
+    finally:
+        shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("name", [LOCK, RECORDS])
+def test_only_regular_files_are_written(tmp_path: Path, name: str, other: str) -> None:
+    path = Path(tempfile.mkdtemp(prefix="run", dir="/tmp"))
+    try:
+        write(path)
+        target = (path / name).rename(tmp_path / "target")
+        content, manifest = target.read_bytes(), (path / MANIFEST).read_bytes()
+        called = put(path / name, other, target)
+        with pytest.raises(SchemaError, match=f"{called} where a regular file should be"):
+            RunWriter(path, replace(PLAN, command=("another",)))
+        assert target.read_bytes() == content
+        assert (path / MANIFEST).read_bytes() == manifest
+    finally:
+        shutil.rmtree(path)
+
+
+@pytest.mark.parametrize(
+    ("limit", "name", "where"),
+    [
+        ("MAX_MANIFEST_BYTES", MANIFEST, ""),
+        ("MAX_RECORDS_BYTES", RECORDS, ""),
+        ("MAX_RECORD_BYTES", RECORDS, ", line 2"),
+    ],
+)
+def test_a_file_that_is_too_large_is_refused_unread(
+    path: Path, limit: str, name: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = make_record(make_measurement([0.01] * 1000), resolution=384)
+    write(path, (RECORDED[0], long))
+    largest = len(encode(long)) + 1 if limit == "MAX_RECORD_BYTES" else (path / name).stat().st_size
+    monkeypatch.setattr(store, limit, largest)
+    assert len(load(path).records) == 2
+    monkeypatch.setattr(store, limit, largest - 1)
+    with pytest.raises(SchemaError) as caught:
+        load(path)
+    assert str(caught.value) == f"{path / name}{where}: more than the {largest - 1} bytes that infsa-bench reads"
+
+
+def test_a_hole_of_terabytes_is_refused_at_once(path: Path) -> None:
+    write(path)
+    for name in PLACES:
+        content = (path / name).read_bytes()
+        os.truncate(path / name, 2**40)
+        started = time.monotonic()
+        with pytest.raises(SchemaError, match="bytes that infsa-bench reads"):
+            load(path)
+        assert time.monotonic() - started < 1
+        (path / name).write_bytes(content)
+
+
 def test_environments_are_added_once(path: Path) -> None:
     other = replace(ENVIRONMENT, device_name="another")
     with RunWriter(path, replace(PLAN, environments={})) as writer:
@@ -361,17 +604,67 @@ with RunWriter(path, load_manifest(path)) as writer:
 """
 
 
-def test_a_line_that_the_disk_took_in_part_is_torn(path: Path) -> None:
+def test_a_line_that_the_disk_took_in_part_is_taken_back(path: Path) -> None:
     """A real short write: the file may grow by 100 bytes, less than a record has."""
     write(path, RECORDED[:1])
+    before = (path / RECORDS).read_bytes()
     line = encode(RECORDED[1])
     result = subprocess.run(
         [sys.executable, "-c", LIMITED, str(path), line], capture_output=True, text=True, check=True
     )
     assert result.stdout == f"only 100 of {len(line) + 1} bytes of a record could be written\n"
-    with pytest.raises(SchemaError, match="--resume"):
-        load(path)
-    write_rest(path, torn_bytes=100)
+    assert (path / RECORDS).read_bytes() == before
+    assert load(path).records == RECORDED[:1]
+    write_rest(path, torn_bytes=0)
+
+
+def test_a_line_that_cannot_be_taken_back_is_torn(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int, *length: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    write(path, RECORDED[:1])
+    with RunWriter(path, PLAN) as writer, monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        patch.setattr(os, "ftruncate", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            writer.append(RECORDED[1])
+        assert RECORDED[1].case.id not in writer.recorded
+    # Whole, as it happens; a disk that keeps only a part of it is as good as a process that was killed.
+    size = (path / RECORDS).stat().st_size
+    os.truncate(path / RECORDS, size - 10)
+    write_rest(path, torn_bytes=len(encode(RECORDED[1])) - 9)
+
+
+def test_a_sync_that_fails_takes_the_line_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(path, RECORDED[:1])
+    fsync = os.fsync
+    failures = iter([OSError(5, "Input/output error")])
+
+    def fail_once(descriptor: int) -> None:
+        for error in failures:
+            raise error
+        fsync(descriptor)
+
+    with RunWriter(path, PLAN) as writer, monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail_once)
+        with pytest.raises(OSError, match="Input/output error"):
+            writer.append(RECORDED[1])
+        assert load(path).records == RECORDED[:1]
+        writer.append(RECORDED[1])
+        writer.append(RECORDED[2])
+    assert load(path) == Run(path=path, manifest=PLAN, records=RECORDED)
+
+
+@pytest.mark.parametrize("name", ["MAX_RECORD_BYTES", "MAX_RECORDS_BYTES"])
+def test_what_could_not_be_read_again_is_not_written(path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(path, RECORDED[:1])
+    size = (path / RECORDS).stat().st_size
+    with RunWriter(path, PLAN) as writer, monkeypatch.context() as patch:
+        patch.setattr(store, name, size)
+        with pytest.raises(OSError, match=r"a record of \d+ bytes is more than can be read again"):
+            writer.append(make_record(make_measurement([0.01] * 100), resolution=384))
+    assert (path / RECORDS).stat().st_size == size
+    write_rest(path, torn_bytes=0)
 
 
 def write_rest(path: Path, *, torn_bytes: int) -> None:
@@ -492,6 +785,79 @@ def test_a_trace_that_has_no_record_yields_to_the_resumed_case(
     assert load(path).records == RECORDED[:2]
 
 
+SUPERSEDED_UNTIL_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from fake_worker import TRACE
+from infsa_bench import store
+from infsa_bench.codec import decode
+from infsa_bench.record import Record
+path, line, where = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+with store.RunWriter(path, store.load_manifest(path)) as writer:
+    if where == "before":
+        store.encode = die
+    else:
+        store.write_trace = lambda file, trace, write=store.write_trace: die() if trace else write(file, trace)
+    writer.append(decode(Record, line), TRACE[:2])
+"""
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_a_record_never_has_the_trace_of_another(path: Path, where: str) -> None:
+    """The process is killed right before the superseding record, or right after it."""
+    with RunWriter(path, PLAN) as writer:
+        writer.append(RECORDED[0])
+        writer.append(RECORDED[1], TRACE)
+    file = trace_path(path, RECORDED[1].case.id)
+    again = replace(RECORDED[1], seconds=9.0)
+    program = [sys.executable, "-c", SUPERSEDED_UNTIL_KILLED, str(path), encode(again), where]
+    search = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    ended = subprocess.run(program, env={**os.environ, "PYTHONPATH": search})
+    assert ended.returncode == -signal.SIGKILL
+    assert load(path).records[1] == (RECORDED[1] if where == "before" else again)
+    assert not file.exists()
+    with RunWriter(path, PLAN) as writer:
+        writer.append(again, TRACE[:2])
+        assert file.read_text() == "".join(EXPECTED_TRACE.splitlines(keepends=True)[:3])
+        writer.append(again)
+        assert not file.exists()
+    assert load(path).records == (RECORDED[0], again)
+
+
+def test_traces_are_never_written_or_removed_through_a_link(path: Path, tmp_path: Path) -> None:
+    """A folder from elsewhere may hold a link instead of one of its own."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    file = elsewhere / trace_path(path, RECORDED[1].case.id).name
+    file.write_text("precious")
+    write(path, RECORDED[:1])
+    (path / TRACES).symlink_to(elsewhere)
+    with RunWriter(path, PLAN) as writer:
+        for trace in (TRACE, ()):
+            with pytest.raises(OSError, match="traces: a symbolic link where a folder should be"):
+                writer.append(RECORDED[1], trace)
+    assert [item.name for item in elsewhere.iterdir()] == [file.name]
+    assert file.read_text() == "precious"
+    (path / TRACES).unlink()
+    write_rest(path, torn_bytes=0)
+
+
+def test_a_draft_that_is_a_link_is_not_written_through(path: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    write(path, RECORDED[:1])
+    (path / f"{MANIFEST}.new").symlink_to(victim)
+    (path / TRACES).mkdir()
+    (path / TRACES / "trace.new").symlink_to(victim)
+    with RunWriter(path, PLAN) as writer:
+        writer.append(RECORDED[1], TRACE)
+    assert victim.read_text() == "precious"
+    assert trace_path(path, RECORDED[1].case.id).read_text() == EXPECTED_TRACE
+    assert load(path).records == RECORDED[:2]
+
+
 def test_a_full_disk_under_a_trace_writes_no_record(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(path, RECORDED[:1])
 
@@ -503,50 +869,6 @@ def test_a_full_disk_under_a_trace_writes_no_record(path: Path, monkeypatch: pyt
         with pytest.raises(OSError, match="No space left"):
             writer.append(RECORDED[1], TRACE)
     write_rest(path, torn_bytes=0)
-
-
-TRACE_IDS = [
-    "infsa/softmax.reference/4L-64H/r224/b1/fp32/infer/eager/p0",
-    "infsa/softmax.reference/4L-64H/r224/b1/fp32/infer/eager/rho=0.5,gamma=1e-3/p10",
-    "infsa/some.package:Mixer.reference/4L-64H/r224/b1/fp32/infer/eager/p0",
-    "infsa/some.package;Mixer.reference/4L-64H/r224/b1/fp32/infer/eager/p0",
-    "infsa/some_package/p0",
-    "infsa/some/package/p0",
-    "infsa_some/package/p0",
-    "a" * 5000,
-    "a" * 5000 + "/p1",
-    "\u00fc" * 300,
-    "\udcff/p0",
-    "../../etc/passwd",
-    "a\nb\x00c",
-    "",
-    "..",
-]
-
-
-def test_every_case_has_a_trace_of_its_own_with_a_name_that_any_disk_takes(path: Path) -> None:
-    names = [trace_path(path, case_id).name for case_id in TRACE_IDS]
-    assert len({name.lower() for name in names}) == len(TRACE_IDS)
-    (path / TRACES).mkdir(parents=True)
-    for case_id, name in zip(TRACE_IDS, names, strict=True):
-        file = trace_path(path, case_id)
-        assert file.parent == path / TRACES
-        assert len(name.encode()) < 200
-        assert re.fullmatch(r"[A-Za-z0-9_.,=+~-]+\.csv", name)
-        file.touch()
-    # A name that says it all needs no digest.
-    assert ["~" in name for name in names[:3]] == [False, False, True]
-
-
-@given(st.text(max_size=30), st.text(max_size=30))
-def test_no_two_cases_share_a_trace(one: str, other: str) -> None:
-    assert (trace_path(Path(), one) == trace_path(Path(), other)) == (one == other)
-
-
-@given(st.lists(st.text(alphabet="a/_~-", max_size=6), min_size=2, max_size=2, unique=True))
-def test_no_two_similar_cases_share_a_trace(pair: list[str]) -> None:
-    one, other = pair
-    assert trace_path(Path(), one) != trace_path(Path(), other)
 
 
 def test_calibrations_add_up_across_resumes(path: Path) -> None:

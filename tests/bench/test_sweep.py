@@ -31,8 +31,9 @@ from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import EnergyCalibration, Failure, Measurement, Record, TracePoint
 from infsa_bench.schedule import FIRST_SHARE_SECONDS, Plan, Share, Step, schedule, scheduled_seconds, share_out
 from infsa_bench.spec import Case, Sweep
-from infsa_bench.store import RECORDS, TRACES, Manifest, RunWriter, Settings, is_run, load, load_manifest, trace_path
+from infsa_bench.store import RECORDS, Manifest, RunWriter, Settings, is_run, load, load_manifest
 from infsa_bench.sweep import run_plan
+from infsa_bench.traces import TRACES, trace_path
 from infsa_models.registry import MECHANISMS
 
 COMMAND = [sys.executable, "-m", "infsa_bench"]
