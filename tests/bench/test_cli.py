@@ -192,7 +192,7 @@ def test_resuming_may_add_cells(run_small: CommandLine) -> None:
     after = (run_small.folder / "results/small" / RECORDS).read_text()
     assert after.startswith(before)
     assert after.count("\n") == 3
-    assert "3 cells planned, 3 recorded, 3 measured" in result.out
+    assert "3 cells planned, 3 recorded: 3 ok" in result.out
 
 
 def test_a_torn_line_is_reported_and_dropped_by_resume(run_small: CommandLine) -> None:
@@ -337,7 +337,7 @@ def test_what_resuming_prints_is_what_to_type(run_fake: CommandLine, monkeypatch
 def test_resuming_a_run_that_does_not_exist_starts_it(run_fake: CommandLine) -> None:
     result = run_fake("sweep", "--res", "32", "--device", "cpu", "--out", "results/new", "--resume")
     assert result.code == 0, result.err
-    assert "9 cells planned, 9 recorded, 9 measured" in result.out
+    assert "9 cells planned, 9 recorded: 9 ok" in result.out
 
 
 def test_resuming_counts_on(run_fake: CommandLine) -> None:

@@ -88,7 +88,7 @@ def test_protocols(protocol: Protocol, text: str) -> None:
 def test_cells_are_counted_and_not_their_replicates() -> None:
     records = [make_record(replicate=i, resolution=side) for i in range(3) for side in (224, 512)]
     records.append(make_record(make_failure(), resolution=1024))
-    assert "3 cells planned, 3 recorded, 2 measured" in described(records)
+    assert "3 cells planned, 3 recorded: 2 ok, 1 oom" in described(records)
 
 
 def test_what_the_times_are_is_said_in_every_report() -> None:

@@ -21,6 +21,7 @@ import pytest
 from test_launcher import make_case, wait_until_gone
 from test_sweep import make_plan, run_with_fake_worker
 
+from infsa_bench.analyze.max_resolution import summarize_search
 from infsa_bench.errors import SweepStoppedError
 from infsa_bench.execute import process
 from infsa_bench.record import Failure, Record, Stage
@@ -151,3 +152,46 @@ def test_a_storm_of_kills(tmp_path: Path, kills: int) -> None:
         if record.outcome != other.outcome:
             assert isinstance(record.outcome, Failure)
             assert (record.outcome.kind, len(record.attempts)) == ("killed", 2)
+
+
+def test_a_real_worker_runs_out_of_host_memory(tmp_path: Path) -> None:
+    """Under a limit: the small size fits, the next does not, and the largest is not tried. The sweep ends as ever."""
+    out = tmp_path / "results" / "run"
+    command = [sys.executable, "-m", "infsa_bench", "sweep", "--device", "cpu", "--out", str(out), "--energy", "none"]
+    command += ["--res", "224,768,1024", "--mechanisms", "softmax", "--memory-limit", "700MiB"]
+    done = subprocess.run([*command, "--warmup", "0", "--iterations", "1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    records = load(out).records
+    assert kinds(records) == ["ok", "host_oom", "skipped"]
+    failure = records[1].outcome
+    assert isinstance(failure, Failure)
+    assert (failure.cause, failure.stage) == ("allocation", "timing")
+    assert failure.free_bytes is not None
+    assert failure.free_bytes < 700 * 2**20
+    assert failure.allocated_bytes is not None
+    assert failure.allocated_bytes > 200 * 2**20
+    # The matrix of all pairs, or half of it.
+    assert failure.requested_bytes == 64 * 2305**2 * 4
+    text = " ".join(done.stdout.split())
+    assert "700 MiB of memory emulated" in text
+    assert "3 cells planned, 3 recorded: 1 ok, 1 host_oom, 1 skipped" in text
+
+
+@pytest.mark.soak
+def test_the_largest_image_under_a_real_limit(tmp_path: Path) -> None:
+    """Softmax writes the matrix of all pairs, infsa-linear none: more than three times the side fits."""
+    out = tmp_path / "results" / "run"
+    command = [sys.executable, "-m", "infsa_bench", "maxres", "--device", "cpu", "--memory-limit", "2GiB"]
+    command += ["--mechanism", "softmax,infsa-linear", "--impl", "reference", "--config", "4L-64H", "--step", "64"]
+    started = time.monotonic()
+    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 720
+    run = load(out)
+    assert run.manifest.search is not None
+    softmax, linear = summarize_search(run.manifest.search, run.records)
+    assert softmax.result.is_finished
+    assert softmax.result.limit == linear.result.limit == "memory"
+    assert softmax.result.largest_ok in (640, 704)
+    assert linear.result.largest_ok is not None
+    assert linear.result.largest_ok >= 3 * softmax.result.largest_ok

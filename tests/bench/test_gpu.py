@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from infsa_bench.analyze.max_resolution import summarize_search
+from infsa_bench.execute.device_lock import DeviceLock
+from infsa_bench.measure.environment import describe_environment
 from infsa_bench.record import Failure, Measurement, Record
 from infsa_bench.store import load
 from infsa_models.registry import MECHANISMS
@@ -64,3 +67,71 @@ def test_out_of_memory_is_an_outcome_and_the_sweep_goes_on(tmp_path: Path) -> No
         assert (outcome.kind, outcome.stage) == ("oom", "warm-up")
         assert outcome.requested_bytes is not None
         assert outcome.free_bytes is not None
+        assert outcome.cause == "allocation"
+        assert outcome.allocated_bytes is not None
+        assert outcome.reserved_bytes is not None
+        assert outcome.allocated_bytes <= outcome.reserved_bytes
+
+
+def test_a_smaller_card_is_emulated(tmp_path: Path) -> None:
+    """In 4 GiB the N x N matrix of 1024 x 1024 (2 GiB in bf16, several times) does not fit, a smaller one does."""
+    words = ["--res", "224,1024,1536", "--config", "4L-64H", "--iterations", "2", "--mechanisms", "softmax"]
+    records = sweep(tmp_path / "results" / "run", *words, "--memory-limit", "4GiB")
+    small, large, larger = (record.outcome for record in records)
+    assert isinstance(small, Measurement)
+    assert isinstance(large, Failure)
+    assert (large.kind, large.cause) == ("oom", "allocation")
+    assert large.free_bytes is not None
+    assert large.free_bytes < 4 * 2**30
+    assert large.reserved_bytes is not None
+    assert large.reserved_bytes < 4 * 2**30
+    assert isinstance(larger, Failure)
+    assert larger.dominated_by == records[1].case.id
+
+
+def test_the_limit_holds_where_it_says() -> None:
+    """In a process of its own; the worker tries it out in the same way."""
+    script = """
+import torch
+from infsa_bench.execute.instruments import open_instruments
+device = torch.device("cuda:0")
+torch.zeros(1, device=device)
+instruments = open_instruments(device).limited(8 * 2**30)
+assert instruments.memory_limit.problem() is None, instruments.memory_limit.problem()
+assert 6 * 2**30 < instruments.available_bytes() < 8 * 2**30
+instruments.close()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_largest_image_on_a_smaller_card(tmp_path: Path) -> None:
+    out = tmp_path / "results" / "run"
+    command = [sys.executable, "-m", "infsa_bench", "maxres", "--device", "cuda:0", "--out", str(out)]
+    command += ["--mechanism", "softmax,infsa-linear", "--memory-limit", "8GiB", "--max-res", "4096"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run = load(out)
+    assert run.manifest.search is not None
+    softmax, linear = summarize_search(run.manifest.search, run.records)
+    assert softmax.result.limit == "memory"
+    assert softmax.result.largest_ok is not None
+    assert linear.result.reached_largest or (linear.result.largest_ok or 0) > 2 * softmax.result.largest_ok
+
+
+def test_two_sweeps_on_one_gpu_are_refused(tmp_path: Path) -> None:
+    torch.zeros(1, device="cuda:0")
+    environment = describe_environment(torch.device("cuda:0"))
+    with DeviceLock(environment, allow_shared=False):
+        command = [sys.executable, "-m", "infsa_bench", "sweep", "--device", "cuda:0", "--res", "224"]
+        command += ["--mechanisms", "softmax", "--iterations", "2", "--energy", "none"]
+        done = subprocess.run([*command, "--out", str(tmp_path / "a")], capture_output=True, text=True)
+        assert (done.returncode, (tmp_path / "a").exists()) == (2, False)
+        assert "--allow-shared" in done.stderr
+        done = subprocess.run(
+            [*command, "--allow-shared", "--out", str(tmp_path / "b")], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    (record,) = load(tmp_path / "b").records
+    assert isinstance(record.outcome, Measurement)
+    assert "shared" in record.outcome.flags

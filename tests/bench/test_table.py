@@ -115,7 +115,7 @@ MARKDOWN = r"""# example
 
 - Environment env0: cpu (Xeon 8481C, 16.0 GiB); 2 threads; torch 2.10.0, timm 1.0.22; infsa-bench 0.1.0, commit 0123456789ab
 - Protocol quick: at least 3 warm-up iterations and 1 s, until the times settle or 30 s have passed; at least 30 timed iterations and 1 s, until the median is known to 1 % or 10 s have passed (above 1 s an iteration: 7 iterations, 60 s); 1 process; seed 0
-- 4 cells planned, 4 recorded, 2 measured
+- 4 cells planned, 4 recorded: 2 ok, 1 oom, 1 skipped
 - Latency: median host time of one batch, from the call until the device is done, nothing queued before it
 - images/s: batch size over the time a batch with the queue kept full (seconds\_per\_iteration), not over latency
 - 95 % interval of the latency: of 1 process, from order statistics of its samples (n: too few; correlated: too few of them independent), and another process may differ by more; from 3 processes on, Student's t of their medians; of 2, none
@@ -146,7 +146,7 @@ MARKDOWN_WITH_ENERGY = r"""# example
 
 - Environment env0: cuda:0 (NVIDIA H200, 141 GiB); driver 570.1, CUDA 12.8; VBIOS 96.00.A1.00.01, power limit 700 W, persistence mode on; torch 2.10.0, timm 1.0.22; infsa-bench 0.1.0, commit 0123456789ab
 - Protocol quick: at least 3 warm-up iterations and 1 s, until the times settle or 30 s have passed; at least 30 timed iterations and 1 s, until the median is known to 1 % or 10 s have passed (above 1 s an iteration: 7 iterations, 60 s); 1 process; seed 0
-- 4 cells planned, 4 recorded, 3 measured
+- 4 cells planned, 4 recorded: 3 ok, 1 oom
 - Latency: median host time of one batch, from the call until the device is done, nothing queued before it
 - images/s: batch size over the time a batch with the queue kept full (seconds\_per\_iteration), not over latency
 - 95 % interval of the latency: of 1 process, from order statistics of its samples (n: too few; correlated: too few of them independent), and another process may differ by more; from 3 processes on, Student's t of their medians; of 2, none

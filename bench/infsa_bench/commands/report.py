@@ -86,7 +86,7 @@ def print_tables(run: Run, rows: list[SummaryRow], console: Console) -> None:
     console.print("how `reference` departs from the published code: infsa-bench list, or the report's table")
     skipped = sum(row.status == "skipped" for row in rows)
     if skipped:
-        console.print(f"{skipped} cells skipped, predicted not to fit; the predictions are in the report's table")
+        console.print(f"{skipped} cells skipped; why stands in the report's table")
 
 
 def write_report(run: Run, rows: list[SummaryRow]) -> list[tuple[str, Path]]:

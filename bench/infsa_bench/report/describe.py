@@ -41,8 +41,8 @@ def describe_run(run: Run, rows: Sequence[SummaryRow]) -> list[str]:
         lines.append(describe_memory_limit(settings.memory_limit_bytes))
     lines.append(f"{describe_protocol(settings.protocol)}; seed {settings.seed}")
     planned = len({case_id.rpartition("/")[0] for case_id in run.manifest.plan})
-    measured = sum(row.status == "ok" for row in rows)
-    lines.append(f"{planned} cells planned, {len(rows)} recorded, {measured} measured")
+    endings = ", ".join(f"{count} {status}" for status, count in Counter(row.status for row in rows).most_common())
+    lines.append(f"{planned} cells planned, {len(rows)} recorded: {endings}")
     lines += [
         "Latency: median host time of one batch, from the call until the device is done, nothing queued before it",
         "images/s: batch size over the time a batch with the queue kept full (seconds_per_iteration), not over latency",
