@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import datetime
 import itertools
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from infsa_bench.commands.options import check_device, parse_implementations, parse_memory_limit, refuse_differences
-from infsa_bench.commands.report import check_report_folder, report_run
+from infsa_bench.commands.options import check_device, parse_implementations, parse_memory_limit
+from infsa_bench.commands.report import report_run
+from infsa_bench.commands.resuming import earlier_manifest, refuse_differences, say_how_to_go_on
 from infsa_bench.errors import SpecError, SweepStoppedError
 from infsa_bench.execute.device_lock import DeviceLock
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.execute.messages import Hello
-from infsa_bench.protocol import Protocol
+from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import Record
 from infsa_bench.report.max_resolution import describe_fate
 from infsa_bench.report.units import format_bytes, format_duration
@@ -37,20 +37,11 @@ from infsa_bench.spec import (
     parse_names,
     resolve_mechanisms,
 )
-from infsa_bench.store import Manifest, RunWriter, Search, Settings, is_run, load_manifest, reports_path
+from infsa_bench.store import Manifest, RunWriter, Search, Settings
 from infsa_bench.sweep import utc_now
 from infsa_models.registry import PATCH_SIZE
 
-PROBE = Protocol(
-    name="probe",
-    warmup_iterations=0,
-    warmup_seconds=0.0,
-    max_warmup_seconds=None,
-    timed_iterations=1,
-    timed_seconds=0.0,
-    max_timed_seconds=None,
-    energy="none",
-)
+PROBE = replace(PROTOCOLS["quick"].customized(warmup=0, iterations=1, replicates=None), name="probe")
 """Stands in the settings of a search: a probe is one call, and nothing of it is timed."""
 
 
@@ -120,12 +111,7 @@ def maxres(request: MaxresRequest, console: Console) -> int:
             except OSError as error:
                 raise SweepStoppedError(f"cannot write to {out}: {error}") from error
             except KeyboardInterrupt:
-                words = [word for word in request.words if word != "--resume"]
-                again = shlex.join(
-                    [*request.program, *words, *([] if request.out else ["--out", str(out)]), "--resume"]
-                )
-                line = f"\ninterrupted; what is recorded is kept. To go on: {again}"
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
+                say_how_to_go_on(console, request.program, request.words, request.out, out)
                 return 130
     report_run(out, console)
     console.print(f"records: {out}", highlight=False, markup=False, soft_wrap=True)
@@ -144,8 +130,6 @@ def _check(request: MaxresRequest) -> None:
         raise SpecError(f"--seed must be between 0 and 2^63 - 1, not {request.seed}")
     if parse_duration(request.cell_timeout) is None:
         raise SpecError("--cell-timeout must be a time here: a probe that never ends would never be given up")
-    if request.resume and request.out is None:
-        raise SpecError("--resume needs --out, the folder of the run to go on with")
 
 
 def _models(request: MaxresRequest, device_type: str) -> tuple[Case, ...]:
@@ -203,21 +187,9 @@ def _default_out(device_type: str) -> Path:
 
 
 def _earlier_search(request: MaxresRequest) -> Manifest | None:
-    """Return the manifest of the search that is to be resumed, or None for a new one.
-
-    Raises:
-        SpecError: the output folder is taken, or the report would have no place.
-    """
-    if request.out is None:
-        return None
-    exists = is_run(request.out)
-    check_report_folder(reports_path(request.out))
-    if not exists:
-        return None
-    if not request.resume:
-        raise SpecError(f"{request.out} holds a run already: add --resume to finish it, or choose another --out")
-    earlier = load_manifest(request.out)
-    if earlier.search is None:
+    """Return the manifest of the search that is to be resumed, None for a new one; raises as earlier_manifest."""
+    earlier = earlier_manifest(request.out, request.resume)
+    if earlier is not None and earlier.search is None:
         raise SpecError(f"{request.out} holds a sweep, no search; choose another --out")
     return earlier
 

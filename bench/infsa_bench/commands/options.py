@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -93,8 +92,6 @@ def check_options(request: SweepRequest) -> SweepOptions:
         raise SpecError(f"--time-budget must be above {CLOSING_SECONDS:.0f} s, which ending and rendering may take")
     if not 0 <= request.seed < 2**63:
         raise SpecError(f"--seed must be between 0 and 2^63 - 1, not {request.seed}")
-    if request.resume and request.out is None:
-        raise SpecError("--resume needs --out, the folder of the run to go on with")
     if request.retry is not None and not request.resume:
         raise SpecError("--retry needs --resume: it measures again what a run has a record of")
     check_device(request.device)
@@ -185,13 +182,3 @@ def time_budget(request: SweepRequest, device_type: str) -> float | None:
     if request.time_budget is not None:
         return parse_duration(request.time_budget)
     return parse_duration(CPU_TIME_BUDGET) if device_type == "cpu" else None
-
-
-def refuse_differences(out: Path, differences: Sequence[str]) -> None:
-    """Refuse to go on with a run that was made with other settings; ``differences`` names them.
-
-    Raises:
-        SpecError: there are some.
-    """
-    if differences:
-        raise SpecError(f"{out} holds a run with another {', '.join(differences)}; choose another --out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -113,14 +112,3 @@ def write_report(run: Run, rows: list[SummaryRow]) -> list[tuple[str, Path]]:
     except OSError as error:
         raise SpecError(f"cannot write the report to {folder}: {error}") from error
     return files
-
-
-def check_report_folder(folder: Path) -> None:
-    """Refuse a report folder that cannot be made, before anything is measured for it.
-
-    Raises:
-        SpecError: it is no folder, or none that can be written.
-    """
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise SpecError(f"the report would go to {folder}, but {existing} is no folder that can be written")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,12 +16,12 @@ from infsa_bench.commands.options import (
     SweepOptions,
     SweepRequest,
     check_options,
-    refuse_differences,
     sweep_axes,
     time_budget,
 )
 from infsa_bench.commands.progress import BarProgress, PlainProgress
-from infsa_bench.commands.report import check_report_folder, report_run
+from infsa_bench.commands.report import report_run
+from infsa_bench.commands.resuming import earlier_manifest, refuse_differences, say_how_to_go_on
 from infsa_bench.energy_plan import EnergyPreset, energy_preset
 from infsa_bench.errors import SpecError, SweepStoppedError
 from infsa_bench.execute.device_lock import DeviceLock
@@ -31,7 +30,7 @@ from infsa_bench.execute.messages import Hello
 from infsa_bench.report.units import format_bytes, format_duration
 from infsa_bench.schedule import MEMORY_SHARE, Plan, Step, schedule, scheduled_seconds
 from infsa_bench.spec import Case
-from infsa_bench.store import Manifest, RunWriter, Settings, is_run, load_manifest, reports_path
+from infsa_bench.store import Manifest, RunWriter, Settings
 from infsa_bench.sweep import run_plan, utc_now
 
 CALIBRATION_SECONDS = 15.0
@@ -112,9 +111,7 @@ def sweep(request: SweepRequest, console: Console) -> int:
                 with kind(console, len(plan.cases), done) as progress:
                     run_plan(plan, launcher, writer, predictor, progress, lock.is_shared)
             except KeyboardInterrupt:
-                again = shlex.join(_resume_command(request, out))
-                line = f"\ninterrupted; what is recorded is kept. To go on: {again}"
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
+                say_how_to_go_on(console, request.program, request.words, request.out, out)
                 return 130
     try:
         report_run(out, console)
@@ -147,15 +144,10 @@ def _earlier_run(request: SweepRequest, options: SweepOptions) -> Manifest | Non
         SpecError: the output folder is taken, or holds a run that was made with other settings, or the report would
             have no place.
     """
-    if request.out is None:
+    earlier = earlier_manifest(request.out, request.resume)
+    if earlier is None:
         return None
-    exists = is_run(request.out)
-    check_report_folder(reports_path(request.out))
-    if not exists:
-        return None
-    if not request.resume:
-        raise SpecError(f"{request.out} holds a run already: add --resume to finish it, or choose another --out")
-    earlier = load_manifest(request.out)
+    assert request.out is not None
     if earlier.search is not None:
         raise SpecError(f"{request.out} holds a search of maxres, no sweep; choose another --out")
     asked = replace(
@@ -229,8 +221,3 @@ def _print_plan(console: Console, plan: Plan, steps: Sequence[Step]) -> None:
         skipped = "" if step.share else "; would be skipped"
         line = f"{case.id}: {format_duration(seconds)}{size}{skipped}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _resume_command(request: SweepRequest, out: Path) -> list[str]:
-    words = [word for word in request.words if word != "--resume"]
-    return [*request.program, *words, *([] if request.out else ["--out", str(out)]), "--resume"]
