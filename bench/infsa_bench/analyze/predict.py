@@ -162,7 +162,7 @@ def _cost(case: Case) -> Cost | None:
 
 def _family(case: Case) -> Case:
     """Return what cases share that differ in resolution only."""
-    return replace(case, resolution=0, replicate=0, seed=0)
+    return replace(case, resolution=1, replicate=0, seed=0)
 
 
 def _tokens(experience: _Experience) -> int:
