@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from infsa_bench.errors import SpecError
 
@@ -44,7 +45,12 @@ class Protocol:
     timed_iterations: int = 30
     timed_seconds: float = 1.0
     max_timed_seconds: float | None = 10.0
-    energy: str = "quick"
+    energy: Literal["quick", "full"] = "quick"
+
+    def __post_init__(self) -> None:
+        """Refuse a plan that nobody runs."""
+        if self.replicates < 1:
+            raise ValueError("a protocol has at least one replicate")
 
     def customized(self, *, warmup: int | None, iterations: int | None, replicates: int | None) -> Protocol:
         """Return this protocol with exact counts, or another number of replicates, where they are given.

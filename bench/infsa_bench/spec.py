@@ -60,6 +60,11 @@ class Case:
     replicate: int = 0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse what no sweep plans, and what has no place on a logarithmic axis or below a fraction's line."""
+        if min(self.resolution, self.batch_size) < 1 or min(self.replicate, self.seed) < 0:
+            raise ValueError("a case has at least one pixel and one image, and counts from zero")
+
     @property
     def tokens(self) -> int:
         """Tokens that a layer sees, the class token included."""

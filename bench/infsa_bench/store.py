@@ -23,8 +23,9 @@ from infsa_bench.errors import RunLockedError, SchemaError, SpecError
 from infsa_bench.files import open_regular, read_file, read_lines, refuse_exchanged, replace_file
 from infsa_bench.protocol import Protocol
 from infsa_bench.record import SCHEMA_VERSION, EnergyCalibration, Environment, Record, TracePoint
-from infsa_bench.spec import Case
+from infsa_bench.spec import MAX_RESOLUTION, Case
 from infsa_bench.traces import trace_path, write_trace
+from infsa_models.registry import PATCH_SIZE
 
 MANIFEST = "manifest.json"
 RECORDS = "records.jsonl"
@@ -86,6 +87,15 @@ class Search:
     step: int
     timeout_seconds: float
     available_bytes: int
+
+    def __post_init__(self) -> None:
+        """Refuse a grid that no model has, or none at all."""
+        if self.step < 1 or self.step % PATCH_SIZE or not 1 <= self.smallest <= self.largest <= MAX_RESOLUTION:
+            raise ValueError(f"a search goes in multiples of {PATCH_SIZE} pixels up to {MAX_RESOLUTION}")
+        if self.largest // self.step < -(-self.smallest // self.step):
+            raise ValueError("a search has at least one size")
+        if self.timeout_seconds <= 0 or self.available_bytes <= 0:
+            raise ValueError("a search has time and memory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

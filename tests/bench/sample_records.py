@@ -13,7 +13,7 @@ import fake_worker
 from hypothesis import strategies as st
 
 from infsa_bench.codec import INTEGER_LIMIT, LARGEST_FLOAT, SMALLEST_FLOAT
-from infsa_bench.protocol import PROTOCOLS
+from infsa_bench.protocol import PROTOCOLS, Protocol
 from infsa_bench.record import (
     SCHEMA_VERSION,
     EnergyCalibration,
@@ -197,6 +197,11 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
         fields = {name: values_of(hint) for name, hint in typing.get_type_hints(kind).items()}
         if kind is EnergyReading:
             return _readings(fields)
+        if kind is Case:
+            fields |= dict.fromkeys(("resolution", "batch_size"), st.integers(1, INTEGER_LIMIT - 1))
+            fields |= dict.fromkeys(("replicate", "seed"), st.integers(0, INTEGER_LIMIT - 1))
+        if kind is Protocol:
+            fields["replicates"] = st.integers(1, INTEGER_LIMIT - 1)
         times = st.floats(min_value=SMALLEST_FLOAT, max_value=LARGEST_FLOAT)
         if kind is EnergyWindow:
             fields |= {"iterations": times, "seconds": times}

@@ -85,10 +85,22 @@ def test_decode_takes_all_other_numbers(number: float) -> None:
 
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**400])
 def test_decode_refuses_integers_of_more_than_64_bits(number: int) -> None:
-    with pytest.raises(SchemaError, match=r"Record\.case\.seed: -?[0-9]{1,60} has more than 64 bits"):
-        decode(Record, encode(make_record()).replace('"seed":0', f'"seed":{number}'))
+    line = encode(make_record(make_measurement(model_bytes=7)))
+    with pytest.raises(SchemaError, match=r"Record\.outcome\.model_bytes: -?[0-9]{1,60} has more than 64 bits"):
+        decode(Record, line.replace('"model_bytes":7', f'"model_bytes":{number}'))
     for most in (2**63 - 1, -(2**63)):
-        assert decode(Record, encode(make_record()).replace('"seed":0', f'"seed":{most}')).case.seed == most
+        record = make_record(make_measurement(model_bytes=most))
+        assert decode(Record, encode(record)) == record
+
+
+@pytest.mark.parametrize(
+    ("field", "number"),
+    [("resolution", 0), ("resolution", -16), ("batch_size", 0), ("batch_size", -1), ("replicate", -1), ("seed", -1)],
+)
+def test_decode_refuses_cases_that_no_sweep_plans(field: str, number: int) -> None:
+    hostile = make_raw(encode(make_record()), lambda raw: raw["case"].update({field: number}))
+    with pytest.raises(SchemaError, match=r"Record\.case: a case has at least one pixel and one image, and counts"):
+        decode(Record, hostile)
 
 
 def test_whole_numbers_are_read_as_floats_where_floats_are_meant() -> None:
@@ -248,6 +260,8 @@ def test_hostile_manifests() -> None:
         make_raw(line, lambda raw: raw.update(environments={"key": None})),
         make_raw(line, lambda raw: raw.update(plan=[1])),
         make_raw(line, lambda raw: raw["settings"]["protocol"].update(warmup_seconds="soon")),
+        make_raw(line, lambda raw: raw["settings"]["protocol"].update(replicates=0)),
+        make_raw(line, lambda raw: raw["settings"]["protocol"].update(energy="another")),
     ):
         with pytest.raises(SchemaError):
             decode(Manifest, hostile)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import dataclasses
 import io
 import re
@@ -25,6 +26,7 @@ from sample_records import (
 
 from infsa_bench.analyze.summary import SummaryRow, summarize
 from infsa_bench.record import EnergyReading, Environment, FailureKind, Measurement, Record
+from infsa_bench.report.describe import flag_remarks
 from infsa_bench.report.table import blocks, render_csv, render_markdown, render_terminal
 from infsa_bench.store import Run
 from infsa_models import registry
@@ -465,3 +467,36 @@ def test_what_is_not_comparable_stands_in_blocks_of_its_own(changes: dict[str, s
     assert len(found) == len({title for title, _ in found}) == 2
     assert [row for _, block in found for row in block] == rows
     assert len(blocks(summarize([make_record(), make_record(mechanism="soft", resolution=512)]))) == 1
+
+
+def test_whole_numbers_of_63_bits_keep_their_digits_beside_a_failed_cell() -> None:
+    """As floats they would not even be whole numbers any more."""
+    most = 2**63 - 1
+    records = [
+        make_record(make_measurement(model_bytes=most, parameters=2**53 + 1)),
+        make_record(make_failure(), resolution=512),
+    ]
+    lines = list(csv.DictReader(io.StringIO(render_csv(summarize(records)))))
+    assert [(line["model_bytes"], line["parameters"]) for line in lines] == [(str(most), str(2**53 + 1)), ("", "")]
+
+
+HOSTILE_TEXT = "\x1b[2J\x1b]0;title\x07\u202egnp.\ud800"
+
+
+def test_no_text_of_a_record_commands_a_terminal() -> None:
+    hostile = {"mechanism": f"os:{HOSTILE_TEXT}", "implementation": HOSTILE_TEXT, "config": HOSTILE_TEXT}
+    records = [
+        make_record(make_measurement(flags=(HOSTILE_TEXT,)), options=((HOSTILE_TEXT, "1"),), **hostile),
+        make_record(make_failure(message=HOSTILE_TEXT), resolution=512, **hostile),
+        make_record(make_measurement(energy=make_no_energy(HOSTILE_TEXT, HOSTILE_TEXT)), resolution=768, **hostile),
+    ]
+    run = make_run(records)
+    rows = summarize(records)
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    with console.capture() as captured:
+        for title, block in blocks(rows):
+            console.print(render_terminal(title, block))
+    for text in (render_markdown(run, rows), render_csv(rows), captured.get(), *flag_remarks(rows)):
+        assert text.isascii()
+        assert all(line.isprintable() for line in text.split("\n"))
+    assert r"\x1b[2J" in render_csv(rows)

@@ -35,4 +35,4 @@ class Dominance:
 
 def resolution_family(case: Case) -> Case:
     """Return what cases share that differ in resolution and replicate only."""
-    return replace(case, resolution=0, replicate=0, seed=0)
+    return replace(case, resolution=1, replicate=0, seed=0)

@@ -15,6 +15,7 @@ from infsa_bench.protocol import (
     SLOW_TIMED_ITERATIONS,
     Protocol,
 )
+from infsa_bench.quoting import one_line
 from infsa_bench.record import Environment, GpuFacts
 from infsa_bench.report.units import format_bytes, format_duration, significant
 from infsa_bench.spec import Case
@@ -61,7 +62,8 @@ def describe_run(run: Run, rows: Sequence[SummaryRow]) -> list[str]:
     if spent:
         stages = ", ".join(f"{stage} {format_duration(seconds)}" for stage, seconds in spent.items())
         lines.append(f"Time spent on measured cells (by cell in the CSV): {stages}")
-    return lines
+    # Names and reasons may come from somebody else's file.
+    return [one_line(line) for line in lines]
 
 
 def describe_memory_limit(limit_bytes: int) -> str:
@@ -115,7 +117,7 @@ def flag_remarks(rows: Iterable[SummaryRow]) -> list[str]:
     for row in rows:
         for flag in row.flags:
             flagged.setdefault(flag, []).append(_short_name(row.case))
-    return [f"* {flag}: {', '.join(names)}" for flag, names in flagged.items()]
+    return [one_line(f"* {flag}: {', '.join(names)}") for flag, names in flagged.items()]
 
 
 def energy_remarks(rows: Iterable[SummaryRow]) -> list[str]:
@@ -132,7 +134,7 @@ def energy_remarks(rows: Iterable[SummaryRow]) -> list[str]:
             what = "not measured" if row.energy_status == "not_measured" else "low confidence (~)"
             found.setdefault((what, row.energy_reason), []).append(row)
     return [
-        f"energy: {what} in {len(concerned)} of {len(rows)} cells: {_energy_reason(concerned[0])}"
+        one_line(f"energy: {what} in {len(concerned)} of {len(rows)} cells: {_energy_reason(concerned[0])}")
         for (what, _), concerned in found.items()
     ]
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from infsa_bench.analyze.summary import SummaryRow
+from infsa_bench.quoting import one_line
 from infsa_bench.report.table import blocks
 from infsa_models.registry import MECHANISMS
 
@@ -106,7 +107,7 @@ def style(mechanism: str) -> tuple[str, str]:
     known = STYLES.get(mechanism)
     if known:
         return known
-    return OTHER_COLOURS[sum(mechanism.encode()) % len(OTHER_COLOURS)], "*"
+    return OTHER_COLOURS[sum(mechanism.encode(errors="surrogatepass")) % len(OTHER_COLOURS)], "*"
 
 
 def _render(quantity: Quantity, panels: Sequence[tuple[str, Sequence[SummaryRow]]]) -> Figure:
@@ -124,7 +125,7 @@ def _draw_panel(axes: Axes, title: str, rows: Sequence[SummaryRow], quantity: Qu
         series.setdefault((row.case.mechanism, row.case.implementation, options), []).append(row)
     several = len({implementation for _, implementation, _ in series}) > 1
     for (mechanism, implementation, options), items in series.items():
-        label = (f"{mechanism} ({implementation})" if several else mechanism) + options
+        label = one_line((f"{mechanism} ({implementation})" if several else mechanism) + options)
         _draw_series(axes, items, quantity, label=label, linestyle=LINES.get(implementation, ":"))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -137,7 +138,7 @@ def _draw_panel(axes: Axes, title: str, rows: Sequence[SummaryRow], quantity: Qu
     lacking = [(key, row) for key, items in series.items() for row in items if quantity.value(row) is None]
     _draw_lacking(axes, list(series), lacking, quantity, any_measured=len(lacking) < len(rows))
     # The note on missing numbers stands between the title and the panel.
-    axes.set_title(title, fontsize=10, loc="left", parse_math=False, pad=16 if lacking else 6)
+    axes.set_title(one_line(title), fontsize=10, loc="left", parse_math=False, pad=16 if lacking else 6)
     _draw_legend(axes, quantity.hollow_meaning if any(quantity.hollow(row) for row in rows) else None)
 
 

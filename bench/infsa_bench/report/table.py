@@ -12,6 +12,7 @@ from rich.text import Text
 
 from infsa_bench.analyze.summary import SummaryRow
 from infsa_bench.errors import SpecError
+from infsa_bench.quoting import one_line
 from infsa_bench.report.describe import describe_run, energy_remarks
 from infsa_bench.report.units import (
     format_bytes,
@@ -105,7 +106,7 @@ def render_terminal(title: str, rows: Sequence[SummaryRow]) -> Table:
     Energy has no column where no row has any; where it has one beside the implementation, the interval gives way.
     """
     # Text, not str: names come from files, and rich would read brackets in them as markup.
-    table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=Text(one_line(title)), title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     left_out = set()
     if len({row.case.implementation for row in rows}) < 2:
         left_out.add("implementation")
@@ -123,7 +124,7 @@ def render_terminal(title: str, rows: Sequence[SummaryRow]) -> Table:
         cells["status"] = row.status + ("*" if row.flags else "")
         cells["J/image"] = _energy(row, short=True)
         cells["95 % interval"] = _interval(row, short=True)
-        table.add_row(*(Text(cells[column]) for column in columns))
+        table.add_row(*(Text(one_line(cells[column])) for column in columns))
     return table
 
 
@@ -148,23 +149,25 @@ def _frame(rows: Sequence[SummaryRow]) -> pd.DataFrame:
         | {name: getattr(row.case, name) for name in case_fields}
         | {"options": ",".join(f"{key}={value}" for key, value in row.case.options), "tokens": row.case.tokens}
         | {name: getattr(row, name) for name in row_fields}
-        | {"reason": _one_line(row.reason), "energy_detail": _one_line(row.energy_detail), "flags": " ".join(row.flags)}
-        | {"stage_seconds": _stages(row)}
+        | {"flags": " ".join(row.flags), "stage_seconds": _stages(row)}
         for row in rows
     ]
+    records = [
+        {name: one_line(value) if isinstance(value, str) else value for name, value in record.items()}
+        for record in records
+    ]
     columns = ["cell", *case_fields, "options", "tokens", *row_fields, "flags"]
-    # Nullable integers: a column with a failed cell would turn into floats otherwise.
-    return pd.DataFrame(records, columns=columns).astype(dict.fromkeys(WHOLE_NUMBERS, "Int64"))
+    frame = pd.DataFrame(records, columns=columns)
+    for name in WHOLE_NUMBERS:
+        # Nullable integers: a column with a failed cell would turn into floats otherwise, and lose digits.
+        frame[name] = pd.array([getattr(row, name) for row in rows], dtype="Int64")
+    return frame
 
 
 def _stages(row: SummaryRow) -> str | None:
     if row.stage_seconds is None:
         return None
     return " ".join(f"{stage}={seconds:.3f}" for stage, seconds in row.stage_seconds)
-
-
-def _one_line(text: str | None) -> str | None:
-    return None if text is None else " ".join(text.split())
 
 
 def _cells(row: SummaryRow) -> list[str]:
@@ -233,6 +236,7 @@ def _mechanisms(rows: Iterable[SummaryRow]) -> Mapping[str, Mechanism]:
 
 def escape_markdown(text: str) -> str:
     """Return ``text`` so that Markdown shows it as it is: a name may come from somebody else's file."""
+    text = one_line(text)
     for character in ("\\", "|", "<", ">", "[", "]", "*", "_", "`"):
         text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+    return text
