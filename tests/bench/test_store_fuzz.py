@@ -274,7 +274,7 @@ def change_lines(text: bytes, chance: random.Random) -> bytes:
             index = chance.randrange(len(lines))
             lines[index] = lines[index].replace(b"\n", chance.choice([b"", b"\r\n", b"\r"]))
         case _:
-            lines *= chance.choice([2, 20])
+            lines *= 2 if len(lines) > 100 else 20
     return b"".join(lines)
 
 
@@ -418,8 +418,10 @@ def fuzz(path: Path, watch: Watch, seed: int, count: int, reports: int) -> tuple
     loaded = reported = 0
     run_path.mkdir(parents=True)
     write(run_path, VALID)
-    # Imports what is imported late.
-    rendered(load(run_path))
+    for content in (SEARCHED, VALID):
+        write(run_path, content)
+        # Imports what is imported late, and reads the types of all fields.
+        rendered(load(run_path))
     for index in range(count):
         chance = random.Random(f"{seed} {index}")
         shutil.rmtree(run_path)
@@ -513,7 +515,7 @@ def test_hostile_names_of_mechanisms_end_as_text(tmp_path: Path, watch: Watch, m
     with watch.on(run_path, reports, *INSTALLED), monkeypatch.context() as patch:
         # Figures of 12 blocks with names of 100,000 letters would take their time.
         patch.setattr("infsa_bench.report.figures.Figure.savefig", lambda figure, path, dpi: path.write_bytes(b""))
-        markdown, table, _ = report_run(run_path, Console(file=output, width=80, color_system=None))
+        markdown, table, *_ = report_run(run_path, Console(file=output, width=80, color_system=None))
     # The names of what is installed are listed, whatever the mechanism is called.
     expected = {f"os.listdir ('{packages}',)", *(event for event in watch.seen if event.startswith("os.mkdir"))}
     assert set(watch.seen) <= expected

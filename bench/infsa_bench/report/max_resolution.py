@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
 from infsa_bench.analyze.max_resolution import MaxResolutionRow
+from infsa_bench.quoting import one_line
 from infsa_bench.record import Failure, Fit, Outcome
 from infsa_bench.report.describe import describe_environment, describe_memory_limit
 from infsa_bench.report.table import escape_markdown
@@ -41,6 +43,14 @@ TERMINAL_COLUMNS = (
     "remarks",
 )
 
+WHOLE_NUMBERS = (
+    "emulated_memory_bytes",
+    "max_resolution",
+    "smallest_failing_resolution",
+    "peak_memory_bytes",
+    "predicted_resolution",
+)
+
 
 def describe_search(run: Run) -> list[str]:
     """Return what a reader must know before the numbers of a search, a line each."""
@@ -57,7 +67,8 @@ def describe_search(run: Run) -> list[str]:
         "sizes in between that nobody probed are no claim",
         "Confirmed: both sizes were probed three times with the same end, twice in a process of its own",
     ]
-    return lines
+    # Names may come from somebody else's file.
+    return [one_line(line) for line in lines]
 
 
 def _iteration(models: Sequence[Case]) -> str:
@@ -88,7 +99,7 @@ def render_search_markdown(run: Run, rows: Sequence[MaxResolutionRow]) -> str:
 
 def render_search_csv(rows: Sequence[MaxResolutionRow], memory_limit_bytes: int | None) -> str:
     """Return one line a model; resolutions in pixels a side, what is not known empty."""
-    records = [
+    records: list[dict[str, Any]] = [
         {
             "mechanism": row.model.mechanism,
             "implementation": row.model.implementation,
@@ -118,25 +129,24 @@ def render_search_csv(rows: Sequence[MaxResolutionRow], memory_limit_bytes: int 
         }
         for row in rows
     ]
-    whole_numbers = (
-        "emulated_memory_bytes",
-        "max_resolution",
-        "smallest_failing_resolution",
-        "peak_memory_bytes",
-        "predicted_resolution",
+    frame = pd.DataFrame(
+        {name: one_line(value) if isinstance(value, str) else value for name, value in record.items()}
+        for record in records
     )
-    return pd.DataFrame(records).astype(dict.fromkeys(whole_numbers, "Int64")).to_csv(index=False)
+    for name in WHOLE_NUMBERS:
+        frame[name] = pd.array([record[name] for record in records], dtype="Int64")
+    return frame.to_csv(index=False)
 
 
 def render_search_terminal(title: str, rows: Sequence[MaxResolutionRow]) -> Table:
     """Return one row a model, for a terminal."""
     # Text, not str: names come from files, and rich would read brackets in them as markup.
-    table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=Text(one_line(title)), title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for column in TERMINAL_COLUMNS:
         table.add_column(column, overflow="fold")
     for row in rows:
         cells = _cells(row)
-        table.add_row(*(Text(cells[column]) for column in TERMINAL_COLUMNS))
+        table.add_row(*(Text(one_line(cells[column])) for column in TERMINAL_COLUMNS))
     return table
 
 
