@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from fake_nvml import CounterMode, FakeNvml, PowerMode
 
-from infsa_bench.execute.instruments import Instruments, open_instruments
+from infsa_bench.execute.instruments import LEFTOVER_BYTES, Instruments, open_instruments
 from infsa_bench.measure.energy.load import HostLoad
+from infsa_bench.measure.memory import PeakMemory
 
 GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
 
@@ -78,3 +80,33 @@ def test_a_processor_has_rapl_or_a_reason() -> None:
     else:
         assert instruments.energy_source == "rapl"
     assert isinstance(instruments.load(lambda: None, 0.001), HostLoad)
+
+
+def test_a_process_that_holds_more_than_at_first_is_not_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    instruments = opened(CPU)
+    for left_bytes, is_clean in ((None, True), (0, True), (LEFTOVER_BYTES, True), (LEFTOVER_BYTES + 1, False)):
+        monkeypatch.setattr(PeakMemory, "held_bytes", lambda self, held=left_bytes: held)
+        assert instruments.is_clean() == is_clean
+
+
+def test_what_is_held_on_a_processor_is_above_what_was_at_first() -> None:
+    memory = PeakMemory(CPU)
+    before = memory.held_bytes()
+    assert before is not None
+    held = torch.ones(200 * 2**20, dtype=torch.uint8)
+    after = memory.held_bytes()
+    assert after is not None
+    assert after - before == pytest.approx(held.nbytes, rel=0.1)
+
+
+@pytest.mark.parametrize(("left_bytes", "is_whole"), [(2**20, True), (2**50, False)])
+def test_a_limit_bounds_what_is_available_and_must_be_whole_again(
+    monkeypatch: pytest.MonkeyPatch, left_bytes: int, is_whole: bool
+) -> None:
+    limit = SimpleNamespace(left_bytes=lambda: left_bytes, is_whole=lambda: is_whole)
+    instruments = dataclasses.replace(opened(CPU), memory_limit=limit)
+    monkeypatch.setattr(PeakMemory, "held_bytes", lambda self: 0)
+    free = opened(CPU).available_bytes()
+    assert free is not None
+    assert instruments.available_bytes() == (left_bytes if left_bytes < free else pytest.approx(free, rel=0.1))
+    assert instruments.is_clean() == is_whole

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Iterator
@@ -71,6 +72,24 @@ def test_nothing_but_the_call_stands_between_two_readings_of_the_warm_up() -> No
     device = VirtualCpu(1)
     warmed(device, exactly(warmup=2))
     assert device.log == ["clock", "call", "clock"] * 2
+
+
+def test_signs_of_life_are_given_between_samples_at_least_once_a_second() -> None:
+    """Or after every call that takes longer; never between the two readings of a sample."""
+    for call_ms in (10, 700, 3000):
+        for run in (warm_up, time_case):
+            cpu = VirtualCpu(call_ms)
+            beats = [cpu.now]
+
+            def beat(cpu: VirtualCpu = cpu, beats: list[int] = beats) -> None:
+                cpu.log.append("beat")
+                beats.append(cpu.now)
+
+            run(cpu.call, PROTOCOLS["quick"], CPU, clock=cpu.clock, beat=beat)
+            # What follows a call is the reading of its end.
+            assert all(after == "clock" for call, after in itertools.pairwise(cpu.log) if call == "call")
+            gaps = [later - earlier for earlier, later in itertools.pairwise([*beats, cpu.now])]
+            assert max(gaps) <= max(1.1e9, call_ms * MILLISECOND)
 
 
 def test_reading_the_clock_costs_no_sample_anything() -> None:

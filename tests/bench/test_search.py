@@ -272,3 +272,22 @@ def test_the_predicted_limit_is_the_last_that_fits(mechanism: str) -> None:
 def test_without_formulas_no_limit_is_predicted() -> None:
     model = make_case(mechanism="package.module:Class")
     assert predict_limit(model, range(64, 4097, 64), 2**31) is None
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("infsa_bench.commands.maxres.run_search", interrupt)
+    words = ("maxres", "--mechanism", "softmax")
+    code, printed = run_command(tmp_path / "results/x", monkeypatch, words=words)
+    assert code == 130
+    assert "To go on: infsa-bench maxres --mechanism softmax --resume" in printed
+
+
+def test_an_unfinished_search_is_reported_as_one(tmp_path: Path) -> None:
+    folder = tmp_path / "results/x"
+    searched(folder, SEARCH, "fits=700", stop_after=1)
+    printed, _, row = report(folder)
+    assert (row["is_finished"], row["is_confirmed"]) == (False, False)
+    assert "not finished" in printed

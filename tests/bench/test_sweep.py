@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pty
 import re
@@ -25,9 +26,9 @@ from infsa_bench.analyze.predict import Prediction, Predictor
 from infsa_bench.codec import decode
 from infsa_bench.energy_plan import ENERGY_PRESETS, EnergyPreset, TrialShare
 from infsa_bench.errors import SweepStoppedError
-from infsa_bench.execute.launcher import Launcher
+from infsa_bench.execute.launcher import CaseRun, Launcher, Patience
 from infsa_bench.execute.messages import RunCommand
-from infsa_bench.protocol import PROTOCOLS
+from infsa_bench.protocol import PROTOCOLS, Protocol
 from infsa_bench.record import EnergyCalibration, Failure, Measurement, Record, TracePoint
 from infsa_bench.schedule import FIRST_SHARE_SECONDS, Plan, Share, Step, schedule, scheduled_seconds, share_out
 from infsa_bench.spec import Case, Sweep
@@ -588,3 +589,46 @@ def test_a_case_has_the_time_that_was_asked_for(tmp_path: Path) -> None:
     assert isinstance(record.outcome, Failure)
     assert record.outcome.kind == "timeout"
     assert time.monotonic() - started < 10.0
+
+
+@pytest.mark.parametrize(
+    ("rate", "case_timeout_seconds", "timeout_seconds", "silence_seconds"),
+    [
+        # 20 GFLOP in no time: the least that any case has.
+        (1e15, None, 60.0, 60.0),
+        (1e15, 5.0, 5.0, 60.0),
+        (1e15, math.inf, math.inf, 60.0),
+    ],
+)
+def test_how_long_a_case_is_waited_for(
+    tmp_path: Path, rate: float, case_timeout_seconds: float | None, timeout_seconds: float, silence_seconds: float
+) -> None:
+    seen = waited_for(tmp_path, rate, case_timeout_seconds)
+    assert seen.timeout_seconds == pytest.approx(timeout_seconds, rel=1e-3)
+    assert seen.silence_seconds == silence_seconds
+
+
+def test_slow_cases_are_waited_for_longer_and_their_steps_too(tmp_path: Path) -> None:
+    """At 1 GFLOP/s an iteration takes some 20 s, and the whole case several times that."""
+    seen = waited_for(tmp_path, 1e9, None)
+    prediction = Predictor({"fp32": 1e9}).predict(sample_records.make_case(), PROTOCOLS["quick"])
+    assert 15 < prediction.step_seconds < 30
+    assert seen.silence_seconds == pytest.approx(20 * prediction.step_seconds)
+    assert seen.timeout_seconds == pytest.approx(20 * prediction.seconds)
+    assert seen.timeout_seconds > 3 * seen.silence_seconds
+
+
+def waited_for(folder: Path, rate: float, case_timeout_seconds: float | None) -> Patience:
+    seen: list[Patience] = []
+
+    class Listening(Launcher):
+        def run(self, case: Case, protocol: Protocol, patience: Patience, **options: Any) -> CaseRun:
+            seen.append(patience)
+            return super().run(case, protocol, patience, **options)
+
+    plan = make_plan([sample_records.make_case()], case_timeout_seconds=case_timeout_seconds)
+    manifest = sample_records.make_manifest()
+    with Listening("cpu", fake_command_of()) as launcher, RunWriter(folder / "run", manifest) as writer:
+        run_plan(plan, launcher, writer, Predictor({"fp32": rate}), Listener())
+    (patience,) = seen
+    return patience
