@@ -138,7 +138,9 @@ def test_a_storm_of_kills(tmp_path: Path, kills: int) -> None:
             _, errors = parent.communicate(timeout=120)
         if parent.returncode == 0:
             break
-        assert parent.returncode == -signal.SIGKILL, errors.decode()
+        # A worker that is killed at every start ends the sweep; it is resumed like any other.
+        is_given_up = errors.strip().endswith(b"did not start: exit code -9")
+        assert parent.returncode == -signal.SIGKILL or is_given_up, errors.decode()
     assert left == 0
     assert all(wait_until_gone(worker) for worker in seen)
     content = (run / RECORDS).read_bytes()
