@@ -198,7 +198,7 @@ def load(path: Path) -> Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lines:
+class _Lines:
     """What the file of records holds: the record of each case that counts, and how much does not."""
 
     counting: dict[str, Record]
@@ -206,7 +206,7 @@ class Lines:
     torn_bytes: int
 
 
-def _read_records(file: Path) -> Lines:
+def _read_records(file: Path) -> _Lines:
     counting: dict[str, Record] = {}
     superseded = torn_bytes = 0
     try:
@@ -224,7 +224,7 @@ def _read_records(file: Path) -> Lines:
         pass
     except OSError as error:
         raise SchemaError(f"{file}: {error.strerror or error}") from None
-    return Lines(counting=counting, superseded=superseded, torn_bytes=torn_bytes)
+    return _Lines(counting=counting, superseded=superseded, torn_bytes=torn_bytes)
 
 
 class RunWriter:
@@ -233,7 +233,6 @@ class RunWriter:
     Attributes:
         path: the run's folder.
         manifest: as it is on disk.
-        finished: ids of the cases that had a record when the run was opened.
         torn_bytes: length of the line that a killed process had left half-written, and that opening the run cut off.
     """
 
@@ -254,7 +253,6 @@ class RunWriter:
             self._hold_lock()
             found = _read_records(path / RECORDS)
             self._recorded, self.torn_bytes = found.counting, found.torn_bytes
-            self.finished = frozenset(found.counting)
             self._write_manifest()
             records = open_regular(path / RECORDS, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             # Without a buffer: one record is one write.

@@ -80,7 +80,7 @@ def test_each_record_is_one_line_and_is_there_at_once(path: Path) -> None:
 def test_a_second_writer_goes_on_where_the_first_ended(path: Path) -> None:
     write(path, RECORDED[:2])
     with RunWriter(path, PLAN) as writer:
-        assert writer.finished == {record.case.id for record in RECORDED[:2]}
+        assert set(writer.recorded) == {record.case.id for record in RECORDED[:2]}
         assert writer.torn_bytes == 0
         writer.append(RECORDED[2])
     assert load(path).records == RECORDED
@@ -105,7 +105,7 @@ def test_a_torn_last_line_is_dropped_by_the_next_writer_only(path: Path, torn: b
         assert str(path / RECORDS) in str(caught.value)
     with RunWriter(path, PLAN) as writer:
         assert writer.torn_bytes == len(torn)
-        assert writer.finished == {record.case.id for record in RECORDED[:2]}
+        assert set(writer.recorded) == {record.case.id for record in RECORDED[:2]}
         assert (path / RECORDS).read_bytes() == whole
         writer.append(RECORDED[2])
     assert load(path).records == RECORDED
@@ -124,7 +124,6 @@ def test_the_last_record_of_a_case_counts(path: Path) -> None:
     assert load(path) == Run(path=path, manifest=PLAN, records=expected, superseded=2)
     with RunWriter(path, PLAN) as writer:
         assert writer.recorded == {record.case.id: record for record in expected}
-        assert writer.finished == set(writer.recorded)
         writer.append(RECORDED[1])
         assert writer.recorded[RECORDED[1].case.id] == RECORDED[1]
     assert load(path) == Run(path=path, manifest=PLAN, records=RECORDED, superseded=3)
@@ -136,7 +135,6 @@ def test_a_writer_knows_what_is_recorded(path: Path) -> None:
         for count, record in enumerate(RECORDED, start=1):
             writer.append(record)
             assert list(writer.recorded.values()) == list(RECORDED[:count])
-        assert writer.finished == frozenset()  # when it was opened
         with pytest.raises(TypeError):
             writer.recorded["another"] = RECORDED[0]  # type: ignore[index]
 
@@ -155,7 +153,7 @@ def test_a_file_that_is_one_torn_line(path: Path) -> None:
     (path / RECORDS).write_bytes(LAST_LINE)
     with RunWriter(path, PLAN) as writer:
         assert writer.torn_bytes == len(LAST_LINE)
-        assert writer.finished == frozenset()
+        assert not writer.recorded
 
 
 LINES = [encode(record) for record in RECORDED]
@@ -670,7 +668,7 @@ def test_what_could_not_be_read_again_is_not_written(path: Path, name: str, monk
 def write_rest(path: Path, *, torn_bytes: int) -> None:
     with RunWriter(path, PLAN) as writer:
         assert writer.torn_bytes == torn_bytes
-        assert writer.finished == {RECORDED[0].case.id}
+        assert set(writer.recorded) == {RECORDED[0].case.id}
         writer.append(RECORDED[1])
         writer.append(RECORDED[2])
     assert load(path).records == RECORDED
@@ -777,7 +775,7 @@ def test_a_trace_that_has_no_record_yields_to_the_resumed_case(
     assert file.exists() == (where == "record")
     assert load(path).records == RECORDED[:1]
     with RunWriter(path, PLAN) as writer:
-        assert writer.finished == {RECORDED[0].case.id}
+        assert set(writer.recorded) == {RECORDED[0].case.id}
         writer.append(RECORDED[1], trace)
     assert file.exists() == bool(trace)
     if trace:

@@ -73,7 +73,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
         with RunWriter(run, load_manifest(run)) as writer:
             assert writer.torn_bytes == 0
-            assert writer.finished == {record.case.id for record in RECORDED[: count + 1]}
+            assert set(writer.recorded) == {record.case.id for record in RECORDED[: count + 1]}
             for record in RECORDED[count + 1 :]:
                 writer.append(record)
         assert load(run).records == tuple(RECORDED)
@@ -114,7 +114,7 @@ def test_a_disk_that_turns_read_only(tmp_path: Path) -> None:
         assert load(run).records == (RECORDED[0],)
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
         with RunWriter(run, PLAN) as writer:
-            assert writer.finished == {RECORDED[0].case.id}
+            assert set(writer.recorded) == {RECORDED[0].case.id}
             writer.append(RECORDED[1])
         assert load(run).records == tuple(RECORDED[:2])
 
