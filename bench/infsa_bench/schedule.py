@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,8 +85,8 @@ class Step:
 def schedule(plan: Plan, predictor: Predictor, cases: Sequence[Case], dominance: Dominance | None = None) -> list[Step]:
     """Return the cases in the order in which they would run, and what each would get; ``dominance`` is what is known.
 
-    Without a time budget that is the plan's own order. With one, the cheapest of a resolution come first: otherwise
-    one quadratic mechanism eats what would have measured all the others.
+    Without a time budget that is the plan's own order. With one, the cheapest of a resolution come first when time is
+    shared out: otherwise one quadratic mechanism eats what would have measured all the others.
     """
     predictions = [(case, predictor.predict(case, plan.protocol)) for case in cases]
     left_seconds = None
@@ -95,10 +96,21 @@ def schedule(plan: Plan, predictor: Predictor, cases: Sequence[Case], dominance:
     dominating = [dominance.dominating(case) if dominance and plan.is_pruned else None for case, _ in predictions]
     tried = [prediction for (_, prediction), by in zip(predictions, dominating, strict=True) if by is None]
     shares = iter(share_out(plan, tried, left_seconds))
-    return [
+    steps = [
         Step(case=case, prediction=prediction, share=next(shares) if by is None else None, dominated_by=by)
         for (case, prediction), by in zip(predictions, dominating, strict=True)
     ]
+    return steps if plan.deadline is None else _rotated(steps)
+
+
+def _rotated(steps: Sequence[Step]) -> list[Step]:
+    """Begin each resolution one cell later than the pass before, as the plan without a budget does."""
+    rotated: list[Step] = []
+    for (replicate, _), group in itertools.groupby(steps, lambda step: (step.case.replicate, step.case.resolution)):
+        cells = list(group)
+        first = replicate % len(cells)
+        rotated += cells[first:] + cells[:first]
+    return rotated
 
 
 def share_out(plan: Plan, predictions: Sequence[Prediction], left_seconds: float | None) -> list[Share | None]:

@@ -1,9 +1,9 @@
 """A worker without torch that does what the case's options say; speaks the real protocol over the real pipe.
 
 ``behave=`` measure (default; a probe fits), energy (with a power trace, and a calibration of ``watts=`` idle power),
-echo (fails with the command as its message), oom, host_oom, exception, unsupported, pid, sigkill, sigkill-twice,
-sigsegv, hang, hang-on, beat (alive for ``seconds=``, then measure), garbage, half, exit or print; ``sleep=SECONDS``
-before that; ``stage=`` is the stage in which it happens.
+echo (fails with the command as its message), oom, host_oom, exception, unsupported, pid, limit (of its memory, in the
+message), sigkill, sigkill-twice, sigsegv, hang, hang-on, beat (alive for ``seconds=``, then measure), garbage, half,
+exit or print; ``sleep=SECONDS`` before that; ``stage=`` is the stage in which it happens.
 
 Words after the three that every worker gets make it another machine: ``meter`` measures energy where it is asked to,
 ``defective`` fails its selfcheck, ``refused`` cannot be used at all, ``deaf`` ends when it is asked for a diagnosis, a
@@ -204,7 +204,8 @@ def main() -> None:
                 send(Diagnosed(findings=(*FINDINGS, check) if selfcheck else FINDINGS))
             case CalibrateCommand():
                 send(Calibrated(calibration=CALIBRATION_LATER if has_meter else None))
-            case LimitMemoryCommand(is_tried_out=is_tried_out):
+            case LimitMemoryCommand(limit_bytes=limit_bytes, is_tried_out=is_tried_out):
+                os.environ["LIMIT"] = str(limit_bytes)
                 send(MemoryLimited(problem="it leaks" if "leaky" in traits and is_tried_out else None))
             case ProbeCommand() | RunCommand():
                 send(StageReached(stage=dict(command.case.options).get("stage", "build")))  # type: ignore[arg-type]
@@ -242,6 +243,8 @@ def behave(command: ProbeCommand | RunCommand, message_fd: int, default: str) ->
             outcome = Failure(kind="error", stage="build", message="by zero", exception="ZeroDivisionError")
         case "unsupported":
             outcome = Failure(kind="unsupported", stage="start", message="by design")
+        case "limit":
+            outcome = Failure(kind="unsupported", stage="start", message=os.environ.get("LIMIT", "none"))
         case "pid":
             outcome = Failure(kind="unsupported", stage="start", message=str(os.getpid()))
         case "sigkill":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -16,8 +17,10 @@ from fake_worker import CALIBRATION, CALIBRATION_LATER, NO_ENERGY
 from test_launcher import fake_command_of
 
 from infsa_bench.cli import main
+from infsa_bench.execute.device_lock import DeviceLock
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.record import SCHEMA_VERSION, Measurement, Record, TracePoint
+from infsa_bench.schedule import Plan
 from infsa_bench.store import MANIFEST, RECORDS, RunWriter, load, load_manifest
 from infsa_bench.traces import TRACES
 
@@ -317,6 +320,40 @@ def test_the_time_budget_can_be_lifted(run_fake: CommandLine) -> None:
     result = run_fake("sweep", "--device", "cpu", "--res", "32", "--time-budget", "none", "--dry-run")
     assert result.code == 0
     assert "time budget" not in result.out
+
+
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [
+        ([], {}),
+        (["--no-prune"], {"is_pruned": False}),
+        (["--resume", "--retry", "killed,timeout"], {"retried": frozenset({"killed", "timeout"})}),
+        (["--cell-timeout", "2m"], {"case_timeout_seconds": 120.0}),
+        (["--cell-timeout", "none"], {"case_timeout_seconds": math.inf}),
+        # A limit below what the check of the machine's memory allows takes its place.
+        (["--memory-limit", "1GiB"], {"host_memory_bytes": None}),
+        (["--memory-limit", "1000GiB"], {}),
+    ],
+    ids=" ".join,
+)
+def test_words_reach_the_plan(
+    run_fake: CommandLine, monkeypatch: pytest.MonkeyPatch, words: list[str], changes: dict[str, object]
+) -> None:
+    plans: list[Plan] = []
+
+    def look(plan: Plan, launcher: Launcher, *others: object) -> None:
+        plans.append(plan)
+        assert isinstance(others[-1].__self__, DeviceLock)  # type: ignore[attr-defined]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("infsa_bench.commands.sweep.run_plan", look)
+    for extra in ([], words):
+        run_fake("sweep", "--res", "32", "--device", "cpu", "--out", f"results/{len(plans)}", *extra)
+    plain, plan = plans
+    expected = {"is_pruned": True, "retried": frozenset(), "case_timeout_seconds": None, "host_memory_bytes": 2**40}
+    for name, value in expected.items():
+        assert getattr(plain, name) == value
+        assert getattr(plan, name) == changes.get(name, value)
 
 
 def test_what_resuming_prints_is_what_to_type(run_fake: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

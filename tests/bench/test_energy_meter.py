@@ -154,15 +154,37 @@ class _Late(SquareWave):
         super().begin()
 
 
-def covered(fake: FakeNvml, iteration_seconds: float, seed: int) -> tuple[bool, float]:
+@pytest.mark.parametrize(
+    "count", [pytest.param(8, id="8-lengths"), pytest.param(120, id="120-lengths", marks=pytest.mark.soak)]
+)
+@pytest.mark.parametrize("preset", [QUICK, FULL], ids=["quick", "full"])
+def test_the_printed_bound_holds_for_iterations_of_any_length(
+    fake_nvml: FakeNvml, preset: EnergyPreset, count: int
+) -> None:
+    """Without noise nothing else is in the interval. Many lengths have no whole number in any window."""
+    chance = random.Random(f"{preset.name} {count}")
+    lengths = [
+        0.8714,
+        0.7736,
+        0.204,
+        0.7793,
+        *(math.exp(chance.uniform(math.log(0.005), math.log(2))) for _ in range(count)),
+    ]
+    for iteration_seconds, duty in itertools.product(lengths, (0.37, 0.5)):
+        reading, load = read_late(fake_nvml, iteration_seconds, duty, chance.random(), preset)
+        assert reading.relative_bias is not None
+        assert abs(relative_error(reading, load)) <= reading.relative_bias, (iteration_seconds, duty)
+
+
+def covered(fake: FakeNvml, iteration_seconds: float, seed: int, preset: EnergyPreset = QUICK) -> tuple[bool, float]:
     """Whether the printed interval holds the truth on a jittery board, and the signed error."""
     chance = random.Random(f"{iteration_seconds} {seed}")
     part_time_board(fake, phase=chance.random(), jitter_sd=0.01, seed=seed + 1)
     # Calibration and settling begin the load twice before the trials; the quick preset's windows follow.
-    windows = 4 if iteration_seconds > PERIOD_NS / 1e9 else 8
+    windows = 4 if preset == QUICK and iteration_seconds > PERIOD_NS / 1e9 else 8
     factors = [1.0, 1.0] + [factor for _ in range(12) for factor in [chance.gauss(1, 0.005)] * windows]
     load = SquareWave(fake, iteration_seconds, factors=factors)
-    summary = pool_energy([read(make_meter(fake), load, QUICK)], batch_size=1)
+    summary = pool_energy([read(make_meter(fake), load, preset)], batch_size=1)
     assert summary.low_joules is not None
     assert summary.high_joules is not None
     assert summary.joules_per_image is not None
@@ -174,6 +196,16 @@ def test_interval_covers_the_truth(fake_nvml: FakeNvml) -> None:
     results = [covered(fake_nvml, seconds, seed) for seconds in ITERATION_SECONDS for seed in range(8)]
     assert statistics.mean(is_covered for is_covered, _ in results) >= 0.91
     assert abs(statistics.mean(error for _, error in results)) <= 0.003
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("preset", [QUICK, FULL], ids=["quick", "full"])
+@pytest.mark.parametrize("iteration_seconds", [0.204, 0.7736, 0.7793, 0.8714])
+def test_interval_covers_the_truth_where_nothing_is_whole(
+    fake_nvml: FakeNvml, iteration_seconds: float, preset: EnergyPreset
+) -> None:
+    results = [covered(fake_nvml, iteration_seconds, seed, preset) for seed in range(60)]
+    assert statistics.mean(is_covered for is_covered, _ in results) >= 0.91
 
 
 @pytest.mark.soak
@@ -511,7 +543,7 @@ class Warming(SquareWave):
 @pytest.mark.parametrize(
     ("celsius", "at_most", "trials", "doubts"),
     [
-        (2, 100, 3, ()),
+        (1, 100, 3, ()),
         # More trials, until it no longer changes; and where it goes on, a doubt.
         (8, 70, 6, ()),
         (4, 200, 6, ("temperature_drift",)),

@@ -575,9 +575,11 @@ def test_launch_bound(eager: list[float], graph: list[float], expected: bool) ->
         (0.02, 0.0, 400, 0.93),
         (0.05, 0.0, 400, 0.93),
         (0.02, 0.6, 300, 0.93),
-        # Looked at again and again, correlated samples seem precise too early now and then.
-        pytest.param(0.03, 0.6, 3000, 0.925, marks=pytest.mark.soak),
-        pytest.param(0.05, 0.6, 3000, 0.90, marks=pytest.mark.soak),
+        (0.05, 0.6, 300, 0.91),
+        # Looked at again and again, correlated samples still seem precise too early now and then.
+        pytest.param(0.03, 0.6, 3000, 0.93, marks=pytest.mark.soak),
+        pytest.param(0.05, 0.6, 3000, 0.93, marks=pytest.mark.soak),
+        pytest.param(0.05, 0.8, 3000, 0.93, marks=pytest.mark.soak),
     ],
 )
 def test_intervals_cover_the_known_duration(noise: float, correlation: float, cases: int, least: float) -> None:

@@ -233,8 +233,9 @@ def test_under_a_budget_passes_come_first_then_resolutions_then_the_cheapest() -
     predictor = Predictor({"fp32": 1e12})
     steps = schedule(make_plan(cases, seconds=1e6), predictor, cases)
     order = [(step.case.replicate, step.case.resolution, step.case.mechanism) for step in steps]
-    cheapest_first = ["infsa-linear", "softmax"]
-    assert order == [(p, side, name) for p in (0, 1) for side in (224, 384) for name in cheapest_first]
+    # What a cell inherits from the one before it differs from pass to pass.
+    names = (["infsa-linear", "softmax"], ["softmax", "infsa-linear"])
+    assert order == [(p, side, name) for p in (0, 1) for side in (224, 384) for name in names[p]]
     assert [step.case for step in schedule(make_plan(cases), predictor, cases)] == cases
 
 

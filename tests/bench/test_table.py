@@ -128,8 +128,8 @@ MARKDOWN = r"""# example
 
 | mechanism | implementation | resolution | tokens | latency | 95 % interval | processes | images/s | J/image | W | peak memory | parameters at 224 | parameters | status |
 |---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|
-| softmax | reference | 224 | 197 | 11.7 ms | 11.4 .. 12.1 ms | 1 | 85.3 | not measured (rapl\_absent) |  | 300 MiB | 57,650,152 | 57,650,152 | ok |
-| infsa-linear | reference | 224 | 197 | 8.79 ms | n = 3; range 7.81 .. 9.77 ms | 1 | 114 | not measured (rapl\_absent) |  | 300 MiB | 53,451,756 | 53,451,756 | ok (non\_finite\_output, time\_limited) |
+| softmax | reference | 224 | 197 | 11.7 ms | 11.4 .. 12.1 ms | 1 | 85.3 | not measured (rapl\_absent) | not measured | 300 MiB | 57,650,152 | 57,650,152 | ok |
+| infsa-linear | reference | 224 | 197 | 8.79 ms | n = 3; range 7.81 .. 9.77 ms | 1 | 114 | not measured (rapl\_absent) | not measured | 300 MiB | 53,451,756 | 53,451,756 | ok (non\_finite\_output, time\_limited) |
 | softmax | reference | 1024 | 4,097 |  |  |  |  |  |  |  |  |  | oom |
 | infsa-linear | reference rho=0.5 | 1024 | 4,097 |  |  |  |  |  |  |  |  |  | skipped |
 
@@ -163,7 +163,7 @@ MARKDOWN_WITH_ENERGY = r"""# example
 |---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|
 | softmax | reference | 224 | 197 | 10.1 ms | 10.09 .. 10.14 ms | 3 | 101 | 3.000 ± 0.010 J | 300 | 300 MiB | 57,650,152 | 57,650,152 | ok |
 | infsa-linear | reference | 224 | 197 | 5.05 ms | n = 3; range 5.00 .. 5.15 ms | 1 | 202 | ~1.50 J (shared) | 150 | 300 MiB | 53,451,756 | 57,650,152 | ok (launch\_bound, energy\_throughput\_gap, oom\_in\_1\_of\_2) |
-| softmax | reference | 1024 | 4,097 | 303 ms | n = 3; range 300 .. 309 ms | 1 | 3.37 | not measured (counter\_frozen) |  | 300 MiB | 57,650,152 | 57,650,152 | ok |
+| softmax | reference | 1024 | 4,097 | 303 ms | n = 3; range 300 .. 309 ms | 1 | 3.37 | not measured (counter\_frozen) | not measured | 300 MiB | 57,650,152 | 57,650,152 | ok |
 | infsa-linear | reference | 1024 | 4,097 |  |  |  |  |  |  |  |  |  | oom |
 
 ## Cells without a number

@@ -18,6 +18,7 @@ from infsa_bench.execute.instruments import open_instruments
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.execute.messages import Message, ProbeCommand, RunCommand, StageReached
 from infsa_bench.execute.worker import check_mechanism, run_case, run_probe
+from infsa_bench.measure.memory import PeakMemory
 from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import Failure, Fit
 
@@ -75,6 +76,7 @@ def test_an_error_at_any_stage_is_an_outcome(
     assert sent[-1] == StageReached(stage=stage)
 
 
+ONCE = PROTOCOLS["quick"].customized(warmup=0, iterations=1, replicates=None)
 TRAINING = make_case(mechanism="infsa-linear", resolution=32, phase="train")
 
 
@@ -144,6 +146,16 @@ def test_a_probe_builds_and_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fit.peak_memory_bytes is None or fit.peak_memory_bytes >= 2 * 4 * 3 * 512**2
     assert [getattr(message, "stage", None) for message in sent] == ["build", "forward"]
     training = make_case(mechanism="infsa-linear", resolution=32, phase="train", precision="bf16")
+    # The peak counts from before the build, and a process that is left with something is not used again.
+    instruments, order = open_instruments(CPU), []
+    monkeypatch.setattr(PeakMemory, "reset", lambda self: order.append("reset"))
+    monkeypatch.setattr(workload, "build_vit", lambda *arguments, **options: order.append("build") or Counting(3, 1000))
+    for held_bytes, reusable in ((0, True), (2**30, False)):
+        monkeypatch.setattr(PeakMemory, "held_bytes", lambda self, held=held_bytes: held)
+        assert run_probe(ProbeCommand(case=case), instruments, sent.append).reusable == reusable
+        command = RunCommand(case=case, protocol=ONCE, limit_seconds=None)
+        assert run_case(command, instruments, sent.append).reusable == reusable
+    assert order[:2] == ["reset", "build"]
     refused = run_probe(ProbeCommand(case=training), open_instruments(CPU), sent.append)
     assert isinstance(refused.outcome, Failure)
     assert (refused.outcome.kind, refused.reusable) == ("unsupported", True)

@@ -77,7 +77,7 @@ class DeviceLock:
 def _open(path: Path) -> int:
     # For reading alone: that is enough for a lock, and the file may be another user's, whose sticky folder would not
     # let us open it with O_CREAT.
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    flags = os.O_RDONLY | os.O_NOFOLLOW
     with contextlib.suppress(FileNotFoundError):
         return os.open(path, flags)
     return os.open(path, flags | os.O_CREAT, 0o644)

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from infsa_bench.intervals import is_precise
+from infsa_bench.intervals import block_length, is_precise, lag1_autocorrelation
 from infsa_bench.measure.queues import MARKS, Clock
 from infsa_bench.protocol import LEAST_TIMED_ITERATIONS, PRECISION_TARGET, Protocol
 
@@ -15,6 +15,7 @@ BATCH_SAMPLES = MARKS // 2
 BATCH_SECONDS = 1.0
 """A device is waited for, and the precision looked at, once in so many samples, or so much time."""
 
+CORRELATED_LOOKS = 5
 LOOK_EVERY = 16
 LOOK_GROWTH = 0.03
 """The precision is looked at after so many more samples, or such a share of all, so that looking stays cheap."""
@@ -56,6 +57,7 @@ class StopRule:
         self._protocol, self._limit_seconds, self._passes = protocol, limit_seconds, passes
         self._is_exact = protocol.max_timed_seconds is None
         self._look_at = 0
+        self._precise_looks = 0
         self.converged: bool | None = None if self._is_exact else False
         self.time_limited = False
 
@@ -97,13 +99,22 @@ class StopRule:
         if missing > 0:
             return missing
         if count >= self._look_at:
-            self.converged = is_precise(samples, PRECISION_TARGET)
+            self._precise_looks = self._precise_looks + 1 if is_precise(samples, PRECISION_TARGET) else 0
+            self.converged = self._precise_looks >= looks_needed(samples)
             if self.converged:
                 return 0
             # More often where so many samples take long.
             every = max(1, min(LOOK_EVERY, int(BATCH_SECONDS / sample_seconds)))
             self._look_at = count + max(every, math.ceil(LOOK_GROWTH * count))
         return self._look_at - count
+
+
+def looks_needed(samples: Sequence[float]) -> int:
+    """Return how many looks in a row must find the interval narrow before it is believed.
+
+    Looked at again and again, samples that resemble their predecessors seem precise too early now and then.
+    """
+    return 1 if block_length(lag1_autocorrelation(samples)) == 1 else CORRELATED_LOOKS
 
 
 def collect(

@@ -182,7 +182,7 @@ def _cells(row: SummaryRow) -> list[str]:
         "" if row.processes is None else str(row.processes),
         "" if row.images_per_second is None else significant(row.images_per_second),
         _energy(row),
-        "" if row.average_power_watts is None else significant(row.average_power_watts),
+        _power(row),
         "" if row.peak_memory_bytes is None else format_bytes(row.peak_memory_bytes),
         "" if row.base_parameters is None else f"{row.base_parameters:,}",
         "" if row.parameters is None else f"{row.parameters:,}",
@@ -217,6 +217,12 @@ def _energy(row: SummaryRow, *, short: bool = False) -> str:
     if row.energy_status == "measured":
         return text
     return f"~{text}" if short else f"~{text} ({row.energy_reason})"
+
+
+def _power(row: SummaryRow) -> str:
+    if row.energy_status == "not_measured":
+        return "not measured"
+    return "" if row.average_power_watts is None else significant(row.average_power_watts)
 
 
 def _reasons(rows: Iterable[SummaryRow]) -> list[str]:

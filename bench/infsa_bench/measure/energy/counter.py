@@ -7,7 +7,7 @@ import statistics
 from dataclasses import replace
 from itertools import pairwise
 
-from infsa_bench.energy_plan import WindowPlan, discarded_seconds
+from infsa_bench.energy_plan import CONTINUOUS_BELOW_SECONDS, WindowPlan, discarded_seconds
 from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.measure.energy.clock import Clock
 from infsa_bench.measure.energy.load import Idle, Load, running
@@ -156,10 +156,18 @@ class NvmlCounter:
         )
 
     def relative_bias(self, windows: tuple[EnergyWindow, ...]) -> float:
-        """Return the bound of what repeating does not average out: unsharp edges, a sensor that looks part-time."""
-        edges = sum(window.edge_seconds for window in windows) / sum(window.seconds for window in windows)
+        """Return the bound of what repeating does not average out: unsharp edges, a sensor that looks part-time, and
+        the part of an iteration that is left over where no number of updates is near to whole iterations.
+        """
+        seconds = sum(window.seconds for window in windows)
+        iterations = sum(window.iterations for window in windows)
+        edges = sum(window.edge_seconds for window in windows) / seconds
+        left_over = 0.0
+        if seconds / iterations >= CONTINUOUS_BELOW_SECONDS:
+            # The same part in every trial. Its power may differ from an iteration's mean by as much as that mean.
+            left_over = sum(abs(window.iterations - round(window.iterations)) for window in windows) / iterations
         # How much of its period the sensor looks cannot be told without an instrument outside: taken as part of it.
-        return edges + PART_TIME_BIAS
+        return edges + left_over + PART_TIME_BIAS
 
     def _window(self, load: Load, plan: WindowPlan, calibration: EnergyCalibration) -> tuple[EnergyWindow, Edge, Edge]:
         assert self._last_edge is not None

@@ -57,10 +57,10 @@ def _half_width(trials: Sequence[EnergyTrial]) -> float:
 
 
 def _drift_celsius(trials: Sequence[EnergyTrial]) -> int:
-    """How far the temperatures at the trials' ends are apart; at both ends of the one trial, where there is but one."""
-    known = [trial.temperature_end_celsius for trial in trials]
-    if len(trials) == 1:
-        known.append(trials[0].temperature_begin_celsius)
+    """How far the temperatures at the trials' begins and ends are apart."""
+    known = [
+        celsius for trial in trials for celsius in (trial.temperature_begin_celsius, trial.temperature_end_celsius)
+    ]
     temperatures = [celsius for celsius in known if celsius is not None]
     return max(temperatures) - min(temperatures) if temperatures else 0
 
