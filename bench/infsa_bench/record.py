@@ -6,6 +6,7 @@ Schema history:
     1: first version.
     2: seconds_per_iteration, CUDA-graph twin, launch_bound, energy, GPU state, NVML memory; replicates.
     3: Fit; anatomy of a failure (cause, signal, memory, what dominates it); memory limits; superseding records.
+       The GPU while it was timed.
 """
 
 from __future__ import annotations
@@ -53,6 +54,26 @@ class GpuState:
     utilization_percent: int | None
     memory_used_bytes: int | None
     own_process_visible: bool
+    foreign_processes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledState:
+    """A GPU over a stretch of work, from ``samples`` of it; None where NVML does not tell.
+
+    Attributes:
+        sm_clock_mhz: median.
+        temperature_celsius: highest.
+        event_reasons: everything that held the clocks back in any sample.
+        power_capped_fraction: share of the samples with ``sw_power_cap``, which is normal at full load.
+        foreign_processes: most that were listed at a time.
+    """
+
+    samples: int
+    sm_clock_mhz: float | None
+    temperature_celsius: int | None
+    event_reasons: tuple[str, ...]
+    power_capped_fraction: float
     foreign_processes: int | None
 
 
@@ -212,6 +233,7 @@ class Measurement:
         nvml_process_bytes: what NVML says the process held after timing, CUDA context included; None where unknown.
         memory_source: ``cuda_allocator``, or ``process_rss`` (resident memory above the worker's own baseline).
         state_before: the GPU before timing; None on a CPU.
+        state_during: the GPU while it was timed, from samples; None where nobody sampled.
         state_after: the GPU after timing.
         stage_seconds: how long the case spent on ``build``, ``warm-up``, ``latency``, ``settle``, ``window``, ...
         flags: what a reader of the number must know, e.g. ``non_finite_output``, ``not_converged``.
@@ -233,6 +255,7 @@ class Measurement:
     memory_source: MemorySource
     energy: EnergyReading
     state_before: GpuState | None
+    state_during: SampledState | None
     state_after: GpuState | None
     stage_seconds: dict[str, float]
     flags: tuple[str, ...] = ()

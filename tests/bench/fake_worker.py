@@ -98,6 +98,7 @@ MEASUREMENT = Measurement(
     memory_source="process_rss",
     energy=NO_ENERGY,
     state_before=None,
+    state_during=None,
     state_after=None,
     stage_seconds={"build": 0.125, "warm-up": 1.0, "latency": 1.5},
 )

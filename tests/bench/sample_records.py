@@ -28,8 +28,8 @@ from infsa_bench.record import (
     Outcome,
     Record,
 )
-from infsa_bench.spec import Case
-from infsa_bench.store import Manifest, Run, Settings
+from infsa_bench.spec import MAX_RESOLUTION, Case
+from infsa_bench.store import Manifest, Run, Search, Settings
 
 CASE = Case(
     mechanism="softmax",
@@ -195,14 +195,18 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
     """What a field annotated with ``kind`` may hold in a file: numbers are within bounds, text has no surrogates."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         fields = {name: values_of(hint) for name, hint in typing.get_type_hints(kind).items()}
+        times = st.floats(min_value=SMALLEST_FLOAT, max_value=LARGEST_FLOAT)
         if kind is EnergyReading:
             return _readings(fields)
         if kind is Case:
             fields |= dict.fromkeys(("resolution", "batch_size"), st.integers(1, INTEGER_LIMIT - 1))
             fields |= dict.fromkeys(("replicate", "seed"), st.integers(0, INTEGER_LIMIT - 1))
+        if kind is Search:
+            steps = st.integers(1, 8).map(lambda count: 64 * count)
+            fields |= {"smallest": st.just(1), "step": steps, "largest": st.integers(512, MAX_RESOLUTION)}
+            fields |= {"timeout_seconds": times, "available_bytes": st.integers(1, INTEGER_LIMIT - 1)}
         if kind is Protocol:
             fields["replicates"] = st.integers(1, INTEGER_LIMIT - 1)
-        times = st.floats(min_value=SMALLEST_FLOAT, max_value=LARGEST_FLOAT)
         if kind is EnergyWindow:
             fields |= {"iterations": times, "seconds": times}
         if kind is EnergyTrial:

@@ -9,6 +9,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from infsa_bench.execute.worker import run_case
 from infsa_bench.measure.energy.clock import MonotonicClock
 from infsa_bench.measure.energy.counter import NvmlCounter
 from infsa_bench.measure.energy.meter import EnergyMeter
+from infsa_bench.measure.energy.observer import Sample
 from infsa_bench.measure.energy.observing_process import ProcessObserver
 from infsa_bench.measure.energy.rapl import Rapl
 from infsa_bench.measure.memory import PeakMemory
@@ -138,6 +140,11 @@ def test_energy_state_and_trace_of_a_case(on_fake_board: Instruments) -> None:
     assert {point.power_watts for point in finished.trace} == {250.0}
     assert measurement.state_before is not None
     assert measurement.state_before.sm_clock_mhz == 1980
+    during = measurement.state_during
+    assert during is not None
+    assert during.samples >= 2
+    assert (during.sm_clock_mhz, during.temperature_celsius) == (1980.0, 40)
+    assert (during.event_reasons, during.power_capped_fraction) == ((), 0.0)
     assert "throttled" not in measurement.flags
     # What the worker sends is what the parent reads.
     assert decode(Measurement, encode(measurement)) == measurement
@@ -185,6 +192,43 @@ def test_energy_of_a_processor(powercap: Path) -> None:
     seconds = [window.seconds / window.iterations for trial in measurement.energy.trials for window in trial.windows]
     assert summary.joules_per_image == pytest.approx(80.0 * statistics.mean(seconds), rel=0.03)
     assert finished.trace == ()
+
+
+def test_what_holds_the_clocks_back_only_while_a_case_is_timed_is_seen(
+    on_fake_board: Instruments, fake_nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board, time_case = fake_nvml.device(0), measured_case.time_case
+
+    def throttled(*arguments: Any, **options: Any) -> Any:
+        board.event_reasons, board.sm_clock_mhz = 0x8 | 0x4, 1200
+        time.sleep(0.5)
+        timings = time_case(*arguments, **options)
+        time.sleep(0.1)
+        board.event_reasons, board.sm_clock_mhz = 0, 1980
+        return timings
+
+    assert "throttled" not in measured(command(), on_fake_board).flags
+    monkeypatch.setattr(measured_case, "time_case", throttled)
+    measurement = measured(command(), on_fake_board)
+    on_fake_board.close()
+    during = measurement.state_during
+    assert during is not None
+    assert (during.sm_clock_mhz, during.event_reasons) == (1200.0, ("hw_slowdown", "sw_power_cap"))
+    assert during.power_capped_fraction > 0.5
+    assert measurement.state_after is not None
+    assert measurement.state_after.event_reasons == ()
+    assert "throttled" in measurement.flags
+
+
+def test_a_case_is_timed_whatever_becomes_of_the_observer(on_fake_board: Instruments) -> None:
+    assert on_fake_board.meter is not None
+    process = on_fake_board.meter._observer._process  # type: ignore[union-attr]
+    process.kill()
+    process.wait()
+    measurement = measured(command(), on_fake_board)
+    on_fake_board.close()
+    assert measurement.state_during is None
+    assert measurement.state_before is not None
 
 
 def test_a_throttled_device_is_flagged(on_fake_board: Instruments, fake_nvml: FakeNvml) -> None:
@@ -284,6 +328,9 @@ class Broken:
     """A meter that raises what no meter should."""
 
     calibration = CALIBRATION
+
+    def sampling(self) -> nullcontext[list[Sample]]:
+        return nullcontext([])
 
     def read(self, *arguments: object, **options: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +13,7 @@ from infsa_bench.measure.energy.clock import Clock, MonotonicClock
 from infsa_bench.measure.energy.counter import NvmlCounter
 from infsa_bench.measure.energy.load import CudaLoad, HostLoad, Load
 from infsa_bench.measure.energy.meter import EnergyMeter
+from infsa_bench.measure.energy.observer import Sample
 from infsa_bench.measure.energy.observing_process import ProcessObserver
 from infsa_bench.measure.energy.power import NvmlPower
 from infsa_bench.measure.energy.rapl import Rapl
@@ -48,6 +50,10 @@ class Instruments:
         if self.device.type == "cuda":
             return CudaLoad(call, self.device, iteration_seconds, clock)
         return HostLoad(call, clock)
+
+    def sampling(self) -> AbstractContextManager[list[Sample]]:
+        """Sample the GPU's state while something runs inside; where there is none, the list stays empty."""
+        return nullcontext([]) if self.meter is None else self.meter.sampling()
 
     def limited(self, limit_bytes: int) -> Instruments:
         """Limit the memory that this process may take; raises as :class:`MemoryLimit`."""

@@ -15,6 +15,7 @@ from infsa_bench.execute.modes import compiled_graphs
 from infsa_bench.execute.stages import StageReporter
 from infsa_bench.execute.workload import build_workload
 from infsa_bench.measure.energy.meter import not_measured
+from infsa_bench.measure.energy.trace import sampled_state
 from infsa_bench.measure.latency import (
     GRAPH_TWIN_BELOW_SECONDS,
     LAUNCH_BOUND_RATIO,
@@ -28,7 +29,7 @@ from infsa_bench.measure.latency import (
 from infsa_bench.measure.nvml import THROTTLE_REASONS
 from infsa_bench.measure.processors import OtherLoad
 from infsa_bench.measure.stopwatch import Stopwatch
-from infsa_bench.record import GpuState, Measurement, TracePoint
+from infsa_bench.record import GpuState, Measurement, SampledState, TracePoint
 
 WARMUP_SHARE = 0.25
 """Share of a limited time that warming up may take."""
@@ -69,19 +70,21 @@ class MeasuredCase:
         compiled_before = compiled_graphs()
         peak_memory.reset()
         left = None if limit is None else max(0.0, limit - sum(warmup_seconds))
-        with stopwatch.stage("latency"):
+        with stopwatch.stage("latency"), self._instruments.sampling() as samples:
             self._timings = timings = time_case(workload.call, protocol, device, limit_seconds=left, beat=beat)
         is_shared = others is not None and others.is_shared()
         peak = peak_memory.read()
         process_bytes = gpu.process_bytes() if gpu else None
         state_after = gpu.state() if gpu else None
-        is_shared |= any((state.foreign_processes or 0) > 0 for state in (state_before, state_after) if state)
+        state_during = sampled_state(samples)
+        states = (state_before, state_during, state_after)
+        is_shared |= any((state.foreign_processes or 0) > 0 for state in states if state)
         flags = {
             "time_limited": timings.time_limited,
             "not_converged": timings.converged is False,
             "launches_in_gpu_seconds": timings.launches_in_gpu_seconds,
             "recompiled": compiled_graphs() != compiled_before,
-            "throttled": _is_throttled(state_before, state_after),
+            "throttled": _is_throttled(state_before, state_during, state_after),
             "shared": is_shared,
             "non_finite_output": not bool(torch.isfinite(timings.last_output).all()),
         }
@@ -102,6 +105,7 @@ class MeasuredCase:
             memory_source=peak.source,
             energy=not_measured(self._no_energy or MeterUnavailableError("not_reached", "the case ended before")),
             state_before=state_before,
+            state_during=state_during,
             state_after=state_after,
             stage_seconds=dict(stopwatch.seconds),
             flags=tuple(name for name, is_raised in flags.items() if is_raised),
@@ -170,11 +174,11 @@ def _launch_bound(execution: str, timings: Timings, graph_seconds: tuple[float, 
     return False if gpu_seconds >= GRAPH_TWIN_BELOW_SECONDS and is_paced_by_device else None
 
 
-def _is_throttled(before: GpuState | None, after: GpuState | None) -> bool:
+def _is_throttled(before: GpuState | None, during: SampledState | None, after: GpuState | None) -> bool:
     """Tell whether heat or hardware protection held the clocks back while the case was timed."""
     if before is None or after is None:
         return False
-    seen = {*(before.event_reasons or ()), *(after.event_reasons or ())}
+    seen = {*(before.event_reasons or ()), *(during.event_reasons if during else ()), *(after.event_reasons or ())}
     if seen & THROTTLE_REASONS:
         return True
     heat = (before.thermal_violation_seconds, after.thermal_violation_seconds)

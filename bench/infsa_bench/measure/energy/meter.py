@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -41,6 +41,7 @@ EMPTY_GPU_BYTES = 2**30
 would pass it."""
 
 IDLE_POWER_SPREAD = 0.2
+STATE_SECONDS = 0.1
 REST_SECONDS = 5.0
 SHARING_SECONDS = 2.0
 SHARING_SAMPLE_SECONDS = 0.1
@@ -244,6 +245,24 @@ class EnergyMeter:
         calibration = self.calibration or self.calibrate()
         meter = self._meters[calibration.source]
         return meter.watch_unaligned(load, seconds, calibration) if isinstance(meter, NvmlCounter) else None
+
+    @contextmanager
+    def sampling(self) -> Iterator[list[Sample]]:
+        """Sample a GPU's clock, temperature and what throttles while something runs inside; the list is filled at the
+        end, and stays empty where nothing can be sampled. Its energy counter is left alone.
+        """
+        samples: list[Sample] = []
+        observer = self._observer
+        # What only accompanies a case must not end it; a meter that lost its observer says so when it is read.
+        if observer is not None:
+            with suppress(MeterUnavailableError):
+                observer.start_trace(STATE_SECONDS)
+        try:
+            yield samples
+        finally:
+            if observer is not None:
+                with suppress(MeterUnavailableError):
+                    samples += observer.stop_trace()
 
     @contextmanager
     def observing(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ import numpy as np
 from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.measure.energy.observer import Sample
 from infsa_bench.measure.nvml import THROTTLE_REASONS
-from infsa_bench.record import EnergyTrial, EnergyWindow, TracePoint
+from infsa_bench.record import EnergyTrial, EnergyWindow, SampledState, TracePoint
 
 GAP_SPACINGS = 10
 GAP_SHARE = 0.05
@@ -87,6 +87,26 @@ def record_trial(watched: WatchedTrial, begin_seconds: float) -> EnergyTrial:
         sm_clock_mhz=statistics.median(clocks) if clocks else None,
         power_capped_fraction=sum(capped) / len(capped) if capped else None,
         throttle_reasons=tuple(sorted(seen & THROTTLE_REASONS)),
+    )
+
+
+def sampled_state(samples: Sequence[Sample]) -> SampledState | None:
+    """Return what samples say of the GPU over the time that they span; None without any."""
+    if not samples:
+        return None
+    clocks = [sample.sm_clock_mhz for sample in samples if sample.sm_clock_mhz is not None]
+    reasons = {reason for sample in samples for reason in sample.event_reasons}
+    return SampledState(
+        samples=len(samples),
+        sm_clock_mhz=statistics.median(clocks) if clocks else None,
+        temperature_celsius=max(
+            (sample.temperature_celsius for sample in samples if sample.temperature_celsius is not None), default=None
+        ),
+        event_reasons=tuple(sorted(reasons)),
+        power_capped_fraction=sum("sw_power_cap" in sample.event_reasons for sample in samples) / len(samples),
+        foreign_processes=max(
+            (sample.foreign_processes for sample in samples if sample.foreign_processes is not None), default=None
+        ),
     )
 
 
