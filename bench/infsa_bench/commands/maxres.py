@@ -121,7 +121,6 @@ def maxres(request: MaxresRequest, console: Console) -> int:
 def _check(request: MaxresRequest) -> None:
     """Check all that can be checked without a worker."""
     check_device(request.device)
-    _models(request, "cpu")
     if request.step < 1 or request.step % PATCH_SIZE:
         raise SpecError(f"--step must be a positive multiple of {PATCH_SIZE} (the patch size), not {request.step}")
     if not request.step <= request.max_res <= MAX_RESOLUTION:
@@ -130,6 +129,8 @@ def _check(request: MaxresRequest) -> None:
         raise SpecError(f"--seed must be between 0 and 2^63 - 1, not {request.seed}")
     if parse_duration(request.cell_timeout) is None:
         raise SpecError("--cell-timeout must be a time here: a probe that never ends would never be given up")
+    # Last: a case refuses numbers that make none.
+    _models(request, "cpu")
 
 
 def _models(request: MaxresRequest, device_type: str) -> tuple[Case, ...]:
