@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from infsa_bench.codec import encode
@@ -276,6 +276,7 @@ class Fit:
         model_bytes: as in Measurement; so are the following.
         first_call_seconds: what building and the one call took together, everything cold: how far it was from its
             time limit, and no latency.
+        flags: as in Measurement; ``shared``.
     """
 
     model_bytes: int
@@ -284,6 +285,7 @@ class Fit:
     nvml_process_bytes: int | None
     memory_source: MemorySource
     first_call_seconds: float
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,6 +310,7 @@ class Failure:
         dominated_by: for ``skipped``: the smaller case that had already run out of memory.
         predicted_seconds: for ``skipped``: predicted duration of the case.
         predicted_bytes: for ``skipped``: predicted peak memory of the case.
+        flags: as in Measurement; ``shared``.
     """
 
     kind: FailureKind
@@ -324,9 +327,16 @@ class Failure:
     dominated_by: str | None = None
     predicted_seconds: float | None = None
     predicted_bytes: int | None = None
+    flags: tuple[str, ...] = ()
 
 
 Outcome = Measurement | Fit | Failure
+
+
+def with_flag(outcome: Outcome, flag: str) -> Outcome:
+    """Return ``outcome`` with a flag more, if it has not got that already."""
+    return outcome if flag in outcome.flags else replace(outcome, flags=(*outcome.flags, flag))
+
 
 MEMORY_KINDS: frozenset[FailureKind] = frozenset({"oom", "host_oom"})
 """Failures for want of memory: a larger case of the same kind would fail as well."""

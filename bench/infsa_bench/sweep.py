@@ -6,13 +6,12 @@ import contextlib
 import datetime
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Protocol as Interface
 
 from infsa_bench.analyze.predict import Predictor
 from infsa_bench.errors import SweepStoppedError
 from infsa_bench.execute.launcher import CaseRun, Launcher, Patience
-from infsa_bench.record import Failure, Measurement, Record
+from infsa_bench.record import Failure, Measurement, Record, with_flag
 from infsa_bench.report.units import format_bytes, format_duration
 from infsa_bench.schedule import MEMORY_SHARE, Plan, Share, Step, exceeds_memory, schedule, scheduled_seconds
 from infsa_bench.spec import Case
@@ -23,9 +22,6 @@ MIN_TIMEOUT_SECONDS = {"eager": 60.0, "compile": 900.0, "cuda-graph": 120.0}
 
 TIMEOUT_OVER_PREDICTED = 20.0
 """A case has so many times its predicted time; without a sign of life, so many times its longest step's."""
-
-GRACE_SECONDS = 5.0
-"""Time after the deadline for a case to end by itself, before its worker is killed."""
 
 
 class Progress(Interface):
@@ -71,8 +67,8 @@ def run_plan(
         outcome = run.outcome
         if isinstance(outcome, Measurement):
             predictor.observe(step.case, outcome)
-            if (was_shared or is_shared()) and "shared" not in outcome.flags:
-                outcome = replace(outcome, flags=(*outcome.flags, "shared"))
+        if step.share and (was_shared or is_shared()):
+            outcome = with_flag(outcome, "shared")
         record = Record(
             case=step.case,
             environment=launcher.hello.environment.key,
@@ -111,11 +107,10 @@ def _launch(plan: Plan, launcher: Launcher, step: Step, share: Share) -> CaseRun
     timeout_seconds = plan.case_timeout_seconds
     if timeout_seconds is None:
         timeout_seconds = max(least_seconds, TIMEOUT_OVER_PREDICTED * prediction.seconds)
-    if plan.deadline is not None:
-        timeout_seconds = min(timeout_seconds, max(0.0, plan.deadline - time.monotonic()) + GRACE_SECONDS)
     patience = Patience(
         timeout_seconds=timeout_seconds,
         silence_seconds=max(least_seconds, TIMEOUT_OVER_PREDICTED * prediction.step_seconds),
+        until=plan.deadline,
     )
     return launcher.run(step.case, plan.protocol, patience, limit_seconds=share.limit_seconds, energy=plan.energy)
 

@@ -1,14 +1,16 @@
 """A worker without torch that does what the case's options say; speaks the real protocol over the real pipe.
 
 ``behave=`` measure (default; a probe fits), energy (with a power trace, and a calibration of ``watts=`` idle power),
-echo (fails with the command as its message), oom, host_oom, exception, unsupported, pid, limit (of its memory, in the
-message), sigkill, sigkill-twice, sigsegv, hang, hang-on, beat (alive for ``seconds=``, then measure), garbage, half,
-exit or print; ``sleep=SECONDS`` before that; ``stage=`` is the stage in which it happens.
+echo (fails with the command as its message), oom, host_oom, index, exception, unsupported, pid, limit (of its memory),
+sigkill, sigkill-twice, sigsegv, hang, hang-on, end (in an orderly way), endless, beat (alive for ``seconds=``, then
+measure), garbage, half, exit or print; ``sleep=SECONDS`` before that; ``stage=`` is the stage in which it happens.
 
 Words after the three that every worker gets make it another machine: ``meter`` measures energy where it is asked to,
 ``defective`` fails its selfcheck, ``refused`` cannot be used at all, ``deaf`` ends when it is asked for a diagnosis, a
 calibration or a limit, ``mute`` hangs; ``fits=N`` runs out of memory above a resolution of N, ``hole=N`` at N,
-``leaky`` cannot limit its memory.
+``at=N:BEHAVE`` behaves so there,
+``leaky`` cannot limit its memory; ``slow`` takes a
+moment to start, ``mortal=FILE`` is killed over its limit.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -178,6 +181,8 @@ def main() -> None:
     # A device that is asked for by name is there.
     device = sys.argv[1] if sys.argv[1].startswith("cuda") else "cpu"
     has_meter = "meter" in traits
+    if "slow" in traits:
+        time.sleep(0.7)
     if "refused" in traits:
         send(Refused(message=f"device {device!r} cannot be used: by design"))
         return
@@ -207,17 +212,32 @@ def main() -> None:
                 send(Calibrated(calibration=CALIBRATION_LATER if has_meter else None))
             case LimitMemoryCommand(limit_bytes=limit_bytes, is_tried_out=is_tried_out):
                 os.environ["LIMIT"] = str(limit_bytes)
+                die_of(traits)
                 send(MemoryLimited(problem="it leaks" if "leaky" in traits and is_tried_out else None))
             case ProbeCommand() | RunCommand():
                 send(StageReached(stage=dict(command.case.options).get("stage", "build")))  # type: ignore[arg-type]
                 limits = [int(trait.removeprefix("fits=")) for trait in traits if trait.startswith("fits=")]
                 is_hole = f"hole={command.case.resolution}" in traits
                 default = "oom" if is_hole or (limits and command.case.resolution > limits[0]) else "measure"
+                for trait in traits:
+                    if trait.startswith(f"at={command.case.resolution}:"):
+                        default = trait.partition(":")[2]
                 if isinstance(command, RunCommand) and has_meter and command.energy and default == "measure":
                     default = "energy"
                 send(behave(command, message_fd, default))
             case other:
                 raise AssertionError(other)
+
+
+def die_of(traits: list[str]) -> None:
+    """Be killed, as often as there are letters in the file of a mortal worker."""
+    for trait in traits:
+        if trait.startswith("mortal="):
+            deaths = Path(trait.removeprefix("mortal="))
+            left = deaths.read_text() if deaths.exists() else ""
+            if left:
+                deaths.write_text(left[1:])
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 def behave(command: ProbeCommand | RunCommand, message_fd: int, default: str) -> Finished:
@@ -240,6 +260,8 @@ def behave(command: ProbeCommand | RunCommand, message_fd: int, default: str) ->
             outcome = Failure(kind="oom", stage="build", message="out of memory", requested_bytes=7)
         case "host_oom":
             outcome = Failure(kind="host_oom", stage="build", message="out of memory", cause="allocation")
+        case "index":
+            outcome = Failure(kind="unsupported", stage="build", message="too many elements", cause="index_limit")
         case "exception":
             outcome = Failure(kind="error", stage="build", message="by zero", exception="ZeroDivisionError")
         case "unsupported":
@@ -260,6 +282,16 @@ def behave(command: ProbeCommand | RunCommand, message_fd: int, default: str) ->
             os.kill(os.getpid(), signal.SIGSEGV)
         case "hang":
             time.sleep(3600)
+        case "end":
+            signal.signal(
+                signal.SIGTERM, lambda number, frame: Path(options["file"]).write_text("asked to") and os._exit(0)
+            )
+            child = subprocess.Popen(["sleep", "3600"])
+            Path(options["child"]).write_text(str(child.pid))
+            time.sleep(3600)
+        case "endless":
+            while True:
+                os.write(message_fd, b"x" * 2**12)
         case "beat":
             # Alive, for so long.
             end = time.monotonic() + float(options["seconds"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import resource
 import shlex
 import shutil
 import subprocess
@@ -354,6 +355,68 @@ def test_words_reach_the_plan(
     for name, value in expected.items():
         assert getattr(plain, name) == value
         assert getattr(plan, name) == changes.get(name, value)
+
+
+def fault_launcher(*traits: str) -> Callable[[str], Launcher]:
+    return lambda device: Launcher(device, fake_command_of(*traits))
+
+
+def test_every_fault_leaves_a_whole_sweep_and_a_summary(run_fake: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One size each; the sweep ends as ever, with every cell in the table and the count of how they ended."""
+    faults = {
+        32: "oom",
+        48: "host_oom",
+        64: "index",
+        80: "sigsegv",
+        96: "sigkill",
+        112: "exception",
+        128: "garbage",
+        144: "half",
+        160: "exit",
+        176: "hang",
+    }
+    traits = [f"at={side}:{behave}" for side, behave in faults.items()]
+    monkeypatch.setattr("infsa_bench.commands.sweep.Launcher", fault_launcher(*traits))
+    sides = ",".join(map(str, [*faults, 192]))
+    words = ["sweep", "--device", "cpu", "--mechanisms", "softmax", "--res", sides, "--no-prune", "--cell-timeout", "2"]
+    result = run_fake(*words, "--out", "results/faults")
+    assert result.code == 0, result.err
+    text = " ".join(result.out.split())
+    counts = "4 crash, 1 oom, 1 host_oom, 1 unsupported, 1 killed, 1 error, 1 timeout, 1 ok"
+    assert f"11 cells planned, 11 recorded: {counts}" in text
+    for kind in ("oom", "host_oom", "unsupported", "crash", "killed", "error", "timeout"):
+        assert f": {kind}: " in text
+    assert len(load(run_fake.folder / "results/faults").records) == 11
+
+
+@pytest.mark.parametrize(
+    "command", [["sweep", "--res", "32,48,64"], ["maxres", "--max-res", "256"]], ids=lambda w: w[0]
+)
+def test_a_disk_that_is_full_ends_the_command_and_keeps_the_records(
+    run_fake: CommandLine, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    """A limit on the size of files stands in for the disk."""
+    monkeypatch.setattr("infsa_bench.commands.maxres.Launcher", fault_launcher())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    append = RunWriter.append
+
+    def fill(self: RunWriter, record: Record, trace: Sequence[TracePoint] = ()) -> None:
+        size = (self.path / RECORDS).stat().st_size
+        if size:
+            # Room for half a record more.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 200, limits[1]))
+        try:
+            append(self, record, trace)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(RunWriter, "append", fill)
+    name = "--mechanism" if command[0] == "maxres" else "--mechanisms"
+    result = run_fake(*command, name, "softmax", "--device", "cpu", "--out", "results/full")
+    assert result.code == 5
+    assert result.err.count("\n") == 1
+    assert "stopped early: cannot write to results/full" in result.err
+    assert len(load(run_fake.folder / "results/full").records) == 1
 
 
 def test_what_resuming_prints_is_what_to_type(run_fake: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

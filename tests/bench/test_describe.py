@@ -252,6 +252,6 @@ def test_an_emulated_device_is_called_one_wherever_its_numbers_stand() -> None:
     assert any(line.startswith("Memory: 40.0 GiB emulated") for line in describe_run(run, rows))
     ((title, block),) = blocks(rows)
     assert title.endswith(", 40.0 GiB of memory emulated")
-    assert [row.memory_limit_bytes for row in block] == [40 * 2**30]
+    assert [row.emulated_memory_bytes for row in block] == [40 * 2**30]
     assert "emulated" not in "".join(described(records))
     assert "emulated" not in blocks(summarize(records))[0][0]

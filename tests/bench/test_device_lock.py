@@ -15,6 +15,7 @@ import pytest
 from fake_worker import ENVIRONMENT
 
 from infsa_bench.errors import SpecError
+from infsa_bench.execute import device_lock
 from infsa_bench.execute.device_lock import DeviceLock
 
 GPU = dataclasses.replace(ENVIRONMENT, device="cuda:0", device_name="a GPU", device_uuid="GPU-1234")
@@ -95,3 +96,14 @@ def test_a_child_does_not_inherit_the_lock(tmp_path: Path) -> None:
     finally:
         child.kill()
         child.wait()
+
+
+def test_everybody_looks_in_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever each one's folder for temporary files is: clusters give every job its own."""
+    unique = dataclasses.replace(GPU, device_uuid=f"GPU-of-a-test-{os.getpid()}")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with DeviceLock(unique, allow_shared=False):
+        monkeypatch.setenv("TMPDIR", "/")
+        with pytest.raises(SpecError, match="another sweep"):
+            DeviceLock(unique, allow_shared=False)
+    (device_lock.LOCKS / f"infsa-bench-{unique.device_uuid}.lock").unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from fake_worker import CALIBRATION, CALIBRATION_LATER, FINDINGS, FIT, MEASUREME
 from infsa_bench.codec import decode
 from infsa_bench.energy_plan import ENERGY_PRESETS, EnergyPreset, TrialShare
 from infsa_bench.errors import SpecError, SweepStoppedError
+from infsa_bench.execute import launcher as launcher_module
 from infsa_bench.execute import process
 from infsa_bench.execute.launcher import MAX_ATTEMPTS, MAX_STARTS, CaseRun, Launcher, Patience
 from infsa_bench.execute.messages import RunCommand
@@ -157,11 +159,21 @@ def test_a_hanging_worker_times_out_and_is_gone(launcher: Launcher, behave: str)
 
 
 def test_a_worker_that_the_kernel_killed_for_memory(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    kills = itertools.count()
+    monkeypatch.setattr(process, "memory_kills", lambda: next(kills))
+    ended = run(launcher, behave="sigkill")
+    assert isinstance(ended.outcome, Failure)
+    assert (ended.outcome.kind, ended.attempts) == ("host_oom", ())
+
+
+def test_what_the_kernel_killed_before_a_case_is_not_its_doing(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(launcher)
     monkeypatch.setattr(process, "memory_kills", lambda: 10**6)
     ended = run(launcher, behave="sigkill")
     assert isinstance(ended.outcome, Failure)
-    assert (ended.outcome.kind, ended.attempts) == ("host_oom", ())
+    assert ended.outcome.kind == "killed"
 
 
 @pytest.mark.parametrize(
@@ -425,3 +437,64 @@ def test_a_worker_killed_while_it_starts_is_replaced(tmp_path: Path) -> None:
     deaths.unlink()
     with pytest.raises(SweepStoppedError, match="did not start: exit code -9"):
         Launcher("cpu", mortal(MAX_STARTS))
+
+
+def test_starting_a_worker_is_nobody_s_time(tmp_path: Path) -> None:
+    """A case after a failure, one in a fresh process, and a try after a kill each have all of their time."""
+    with Launcher("cpu", fake_command_of("slow")) as launcher:
+        patience = Patience(timeout_seconds=0.8, silence_seconds=30.0)
+
+        def ended(**options: str) -> CaseRun:
+            return launcher.run(make_case(**options), PROTOCOLS["quick"], patience, limit_seconds=None)
+
+        run(launcher, behave="oom")
+        assert ended(sleep="0.2").outcome == MEASUREMENT
+        launcher.renew()
+        assert ended(sleep="0.2").outcome == MEASUREMENT
+        assert launcher.probe(make_case(sleep="0.2"), patience, is_fresh=True).outcome == FIT
+        tried = ended(behave="sigkill-twice", file=str(tmp_path / "deaths"), sleep="0.2")
+        assert (tried.outcome, len(tried.attempts)) == (MEASUREMENT, 2)
+
+
+def test_after_the_end_of_a_sweep_there_is_a_grace_and_no_further_try(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher_module, "GRACE_SECONDS", 0.5)
+    over = Patience(timeout_seconds=30.0, silence_seconds=30.0, until=time.monotonic() - 10)
+    quick = launcher.run(make_case(sleep="0.1"), PROTOCOLS["quick"], over, limit_seconds=None)
+    assert quick.outcome == MEASUREMENT
+    killed = launcher.run(make_case(behave="sigkill"), PROTOCOLS["quick"], over, limit_seconds=None)
+    assert killed.attempts == ()
+    slow = launcher.run(make_case(behave="hang"), PROTOCOLS["quick"], over, limit_seconds=None)
+    assert isinstance(slow.outcome, Failure)
+    assert slow.outcome.kind == "timeout"
+
+
+def test_a_worker_killed_while_it_is_limited_is_replaced(tmp_path: Path) -> None:
+    deaths = tmp_path / "deaths"
+    with Launcher("cpu", fake_command_of(f"mortal={deaths}")) as launcher:
+        launcher.limit_memory(1000)
+        deaths.write_text("x" * 2)
+        outcome = run(launcher, behave="limit").outcome
+        assert isinstance(outcome, Failure)
+        assert outcome.message == "1000"
+        assert deaths.read_text() == ""
+
+
+def test_a_worker_is_asked_to_end_before_it_is_made_to(tmp_path: Path) -> None:
+    """And whatever it started itself ends with it."""
+    ending, child = tmp_path / "ending", tmp_path / "child"
+    with Launcher("cpu", fake_command) as launcher:
+        outcome = run(launcher, timeout_seconds=0.5, behave="end", file=str(ending), child=str(child)).outcome
+    assert isinstance(outcome, Failure)
+    assert outcome.kind == "timeout"
+    assert ending.read_text() == "asked to"
+    assert wait_until_gone(int(child.read_text()))
+
+
+def test_a_worker_that_never_ends_a_line_is_given_up(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "MAX_LINE_BYTES", 2**16)
+    outcome = run(launcher, behave="endless").outcome
+    assert isinstance(outcome, Failure)
+    assert outcome.kind == "crash"
+    assert run(launcher).outcome == MEASUREMENT

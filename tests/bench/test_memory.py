@@ -63,7 +63,55 @@ CPU_ALLOCATOR = (
         (RuntimeError("std::bad_alloc"), "host_oom", "allocation", None),
         (MemoryError(), "host_oom", "allocation", None),
         (MemoryError("std::bad_alloc"), "host_oom", "allocation", None),
-        (RuntimeError("canUse32BitIndexMath: 32-bit indexing, or int32 offsets"), "unsupported", "index_limit", None),
+        # Verbatim, from torch's own libraries.
+        (
+            RuntimeError(
+                "Expected canUse32BitIndexMath(input) && canUse32BitIndexMath(output) to be true, but got false.  "
+                "(Could this error message be improved?"
+            ),
+            "unsupported",
+            "index_limit",
+            None,
+        ),
+        (
+            RuntimeError(
+                "at::cuda::blas::bgemm<float> argument m must be non-negative and less than 2147483647 but got"
+            ),
+            "unsupported",
+            "index_limit",
+            None,
+        ),
+        (
+            RuntimeError('iter.can_use_32bit_indexing() INTERNAL ASSERT FAILED at "CUDALoops.cuh":707'),
+            "unsupported",
+            "index_limit",
+            None,
+        ),
+        (RuntimeError("output gradient tensor must fit into 32-bit index math"), "unsupported", "index_limit", None),
+        (
+            RuntimeError("Normalized shape should have less than INT_MAX elements,   file a support request"),
+            "unsupported",
+            "index_limit",
+            None,
+        ),
+        (
+            RuntimeError("M should be less than maximum CUDA grid size,   file a support request"),
+            "unsupported",
+            "launch_limit",
+            None,
+        ),
+        (
+            torch.OutOfMemoryError("CUDA ran out of memory outside PyTorch's allocator. If this workload uses"),
+            "oom",
+            "workspace",
+            None,
+        ),
+        (
+            RuntimeError("CUDA ran out of memory outside PyTorch's allocator. If this workload uses"),
+            "oom",
+            "workspace",
+            None,
+        ),
         (RuntimeError("input tensor is too large for 32-bit index math"), "unsupported", "index_limit", None),
         (RuntimeError("CUDA error: too many resources requested for launch"), "unsupported", "launch_limit", None),
         (RuntimeError("CUDA error: invalid configuration argument"), "unsupported", "launch_limit", None),

@@ -17,7 +17,7 @@ from infsa_bench.measure.memory_limit import SLACK_BYTES, MemoryLimit
 cpu = torch.device("cpu")
 MIB = 2**20
 torch.randn(256, 256) @ torch.randn(256, 256)
-limit = MemoryLimit(cpu, 512 * MIB, None)
+limit = MemoryLimit(cpu, 512 * MIB, lambda: None)
 def allocate(size_bytes):
     try:
         return torch.empty(size_bytes, dtype=torch.uint8)
@@ -90,7 +90,7 @@ def test_without_proc_there_is_no_limit() -> None:
 from infsa_bench.measure import memory_limit
 memory_limit.status_bytes = lambda field: None
 try:
-    MemoryLimit(cpu, 512 * MIB, None)
+    MemoryLimit(cpu, 512 * MIB, lambda: None)
 except ValueError as error:
     print(json.dumps(str(error)))
 """

@@ -5,27 +5,33 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import sample_records
-from fake_worker import ENVIRONMENT
+from fake_worker import ENVIRONMENT, FIT
 from rich.console import Console
 from sample_records import make_case
 from test_launcher import fake_command_of
 
+from infsa_bench.analyze.max_resolution import summarize_search
 from infsa_bench.analyze.predict import predict_limit
 from infsa_bench.commands.audit import audit
 from infsa_bench.commands.maxres import PROBE, MaxresRequest, maxres
 from infsa_bench.commands.options import SweepRequest
 from infsa_bench.commands.report import report_run
 from infsa_bench.commands.sweep import sweep
-from infsa_bench.errors import SpecError
+from infsa_bench.errors import SpecError, SweepStoppedError
+from infsa_bench.execute import device_lock, process
+from infsa_bench.execute.device_lock import DeviceLock
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.record import Failure, Fit, Record
 from infsa_bench.search import run_search
-from infsa_bench.store import Manifest, RunWriter, Search, Settings, load
+from infsa_bench.store import RECORDS, Manifest, RunWriter, Search, Settings, load
 from infsa_models.cost import vit_cost
 
 MODEL = make_case(mechanism="infsa-linear", resolution=64)
@@ -291,3 +297,98 @@ def test_an_unfinished_search_is_reported_as_one(tmp_path: Path) -> None:
     printed, _, row = report(folder)
     assert (row["is_finished"], row["is_confirmed"]) == (False, False)
     assert "not finished" in printed
+
+
+@pytest.mark.parametrize(
+    ("behave", "limit", "kind", "fate"),
+    [
+        ("index", "index", "unsupported", "unsupported (index_limit) at build"),
+        ("host_oom", "memory", "host_oom", "host_oom (allocation) at build"),
+        ("oom", "memory", "oom", "oom at build"),
+        ("sigsegv", "other", "crash", "crash at build"),
+        ("sigkill", "other", "killed", "killed at build"),
+        ("hang", "time", "timeout", "timeout at build"),
+    ],
+)
+def test_what_limits_is_told(tmp_path: Path, behave: str, limit: str, kind: str, fate: str) -> None:
+    folder = tmp_path / "results/x"
+    search = dataclasses.replace(SEARCH, smallest=64, largest=128, timeout_seconds=1.0)
+    made = searched(folder, search, f"at=128:{behave}")
+    _, markdown, row = report(folder)
+    assert (row["max_resolution"], row["smallest_failing_resolution"], row["limit"]) == (64, 128, limit)
+    assert row["failure_kind"] == kind
+    assert fate in markdown.replace("\\_", "_")
+    assert {len(record.attempts) for record in made if record.case.resolution == 128} == {2 if kind == "killed" else 0}
+
+
+def test_a_row_has_the_largest_peak_the_first_failure_and_all_the_time(tmp_path: Path) -> None:
+    fits = [dataclasses.replace(FIT, peak_memory_bytes=size) for size in (100, 300, 200)]
+    fails = [sample_records.make_failure(message=text) for text in ("first", "second", "third")]
+    records = [
+        dataclasses.replace(
+            sample_records.make_record(outcome, mechanism="infsa-linear", resolution=side, replicate=i), seconds=2.0
+        )
+        for side, outcomes in ((64, fits), (128, fails))
+        for i, outcome in enumerate(outcomes)
+    ]
+    search = dataclasses.replace(SEARCH, largest=128)
+    (row,) = summarize_search(search, records)
+    assert (row.peak_memory_bytes, row.probes, row.seconds) == (300, 6, 12.0)
+    assert row.failure is not None
+    assert row.failure.message == "first"
+    assert row.result.is_confirmed
+
+
+def test_a_worker_that_cannot_be_killed_ends_the_search_after_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess.Popen, "send_signal", lambda self, number: pids.append(self.pid))
+        patch.setattr(process, "TERMINATE_SECONDS", 0.1)
+        patch.setattr(process, "UNRESPONSIVE_SECONDS", 0.1)
+        search = dataclasses.replace(SEARCH, timeout_seconds=0.5)
+        with pytest.raises(SweepStoppedError, match="its device no longer answers"):
+            searched(tmp_path / "results/x", search, *(f"at={side}:hang" for side in range(64, 2049, 64)))
+    os.kill(pids[0], signal.SIGKILL)
+    (record,) = load(tmp_path / "results/x").records
+    assert isinstance(record.outcome, Failure)
+    assert record.outcome.kind == "timeout"
+
+
+def test_probes_beside_another_sweep_are_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, as the fake worker has one; who did not ask to share is refused."""
+    monkeypatch.setattr(device_lock, "LOCKS", tmp_path)
+    gpu = dataclasses.replace(ENVIRONMENT, device="cuda:0")
+    options = {"device": "cuda:0", "max_res": 256}
+    with DeviceLock(gpu, allow_shared=False):
+        with pytest.raises(SpecError, match="another sweep runs on cuda:0"):
+            run_command(tmp_path / "results/x", monkeypatch, **options)
+        code, printed = run_command(tmp_path / "results/x", monkeypatch, allow_shared=True, **options)
+    assert code == 0
+    records = load(tmp_path / "results/x").records
+    assert {record.outcome.flags for record in records} == {("shared",)}
+    assert f"shared: another sweep may have held memory in {len(records)} of {len(records)} probes" in " ".join(
+        printed.split()
+    )
+    code, _ = run_command(tmp_path / "results/y", monkeypatch, **options)
+    assert {record.outcome.flags for record in load(tmp_path / "results/y").records} == {()}
+
+
+def test_a_model_that_cannot_run_by_design_is_probed_once(tmp_path: Path) -> None:
+    folder = tmp_path / "results/x"
+    at_every_size = [f"at={side}:unsupported" for side in range(64, 2049, 64)]
+    assert len(searched(folder, SEARCH, *at_every_size)) == 1
+    assert searched(folder, SEARCH, *at_every_size) == []
+    printed, _, row = report(folder)
+    assert row["is_by_design"]
+    assert "cannot run: by design" in printed
+
+
+def test_a_torn_line_is_said_to_be_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "results/x"
+    run_command(folder, monkeypatch, "fits=700")
+    file = folder / RECORDS
+    file.write_bytes(file.read_bytes()[:-20])
+    _, printed = run_command(folder, monkeypatch, "fits=700", resume=True)
+    assert "dropped a torn last line" in printed

@@ -143,7 +143,7 @@ def test_a_cell_above_sixty_percent_of_memory_is_skipped_with_its_prediction(tmp
 
 
 def test_a_case_cannot_outlast_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infsa_bench.sweep.GRACE_SECONDS", 0.5)
+    monkeypatch.setattr("infsa_bench.execute.launcher.GRACE_SECONDS", 0.5)
     started = time.monotonic()
     records = run_with_fake_worker(tmp_path / "run", make_plan([make_case(behave="hang")], seconds=3.0))
     assert isinstance(records[0].outcome, Failure)

@@ -183,7 +183,7 @@ MARKDOWN_WITH_ENERGY = r"""# example
 
 CSV = """\
 cell,mechanism,implementation,config,resolution,batch_size,precision,phase,execution,seed,options,tokens,\
-environment,status,reason,memory_limit_bytes,processes,latency_seconds,latency_low_seconds,latency_high_seconds,\
+environment,status,reason,emulated_memory_bytes,processes,latency_seconds,latency_low_seconds,latency_high_seconds,\
 latency_interval,\
 latency_min_seconds,latency_p5_seconds,latency_p95_seconds,latency_p99_seconds,latency_max_seconds,timed_iterations,\
 lag1_autocorrelation,effective_samples,gpu_seconds,seconds_per_iteration,graph_seconds_per_iteration,launch_bound,\

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from infsa_bench.analyze.dominance import resolution_family
 from infsa_bench.analyze.predict import predict_limit
 from infsa_bench.analyze.resolution_search import Probe, ProbeOutcome, SearchResult, SearchSpace, search_result
-from infsa_bench.record import MEMORY_KINDS, Failure, Fit, Record
+from infsa_bench.record import MEMORY_KINDS, Failure, Fit, Outcome, Record
 from infsa_bench.spec import Case
 from infsa_bench.store import Search
 
@@ -23,6 +23,8 @@ class MaxResolutionRow:
         predicted: where the formulas expected the limit; None for a mechanism without any.
         peak_memory_bytes: at the largest resolution that fits, largest of its probes; None where that is unknown.
         failure: the first one at the smallest resolution that failed; None where none did.
+        is_by_design: the model cannot run at any size, which ``failure`` explains.
+        shared_probes: number of probes made while another sweep ran on the device, which may have held its memory.
         probes: number of probes, those that confirm included.
         seconds: time that the probes took, those that confirm included.
     """
@@ -33,6 +35,8 @@ class MaxResolutionRow:
     predicted: int | None
     peak_memory_bytes: int | None
     failure: Failure | None
+    is_by_design: bool
+    shared_probes: int
     probes: int
     seconds: float
 
@@ -72,6 +76,11 @@ def _outcome(record: Record) -> ProbeOutcome:
     return "ok"
 
 
+def is_by_design(outcome: Outcome) -> bool:
+    """Tell whether a model cannot run at any size: nothing was built to find that out."""
+    return isinstance(outcome, Failure) and outcome.kind == "unsupported" and outcome.cause is None
+
+
 def summarize_search(search: Search, records: Sequence[Record]) -> list[MaxResolutionRow]:
     """Return one row a model, in the order of the search; of one that was not probed yet, too."""
     return [_row(search, model, probes_of(model, records)) for model in search.models]
@@ -90,7 +99,8 @@ def _row(search: Search, model: Case, records: Sequence[Record]) -> MaxResolutio
     failures = [
         record.outcome
         for record in records
-        if isinstance(record.outcome, Failure) and record.case.resolution == result.smallest_failing
+        if isinstance(record.outcome, Failure)
+        and (record.case.resolution == result.smallest_failing or is_by_design(record.outcome))
     ]
     return MaxResolutionRow(
         model=replace(model, resolution=result.largest_ok or space.resolutions[0]),
@@ -99,6 +109,8 @@ def _row(search: Search, model: Case, records: Sequence[Record]) -> MaxResolutio
         predicted=space.predicted,
         peak_memory_bytes=max(peaks, default=None),
         failure=failures[0] if failures else None,
+        is_by_design=any(is_by_design(record.outcome) for record in records),
+        shared_probes=sum("shared" in record.outcome.flags for record in records),
         probes=len(records),
         seconds=sum(record.seconds for record in records),
     )

@@ -50,7 +50,7 @@ class SummaryRow:
         case: that of replicate 0, whichever were recorded.
         status: ``ok`` where any replicate ran, else the most frequent kind of failure.
         reason: why, for a failure; otherwise empty.
-        memory_limit_bytes: memory of the smaller device that was emulated; None for none.
+        emulated_memory_bytes: memory of the smaller device that was emulated; None for none.
         processes: replicates that ran, one process each: those that the numbers come from.
         latency_seconds: median over processes of each one's median host time of one batch.
         latency_low_seconds: lower end of its 95 % interval; None below 6 samples in one process, and for 2 processes.
@@ -82,7 +82,7 @@ class SummaryRow:
     environment: str
     status: FailureKind | str
     reason: str
-    memory_limit_bytes: int | None = None
+    emulated_memory_bytes: int | None = None
     processes: int | None = None
     latency_seconds: float | None = None
     latency_low_seconds: float | None = None
@@ -143,7 +143,7 @@ def summarize(records: Iterable[Record], *, memory_limit_bytes: int | None = Non
         if isinstance(record.outcome, Fit):
             continue
         cells.setdefault((record.case.cell, record.environment), []).append(record)
-    rows = [replace(_row(replicates), memory_limit_bytes=memory_limit_bytes) for replicates in cells.values()]
+    rows = [replace(_row(replicates), emulated_memory_bytes=memory_limit_bytes) for replicates in cells.values()]
     return sorted(rows, key=lambda row: (row.case.config, row.case.phase, row.case.batch_size, row.case.resolution))
 
 
@@ -156,7 +156,8 @@ def _row(records: Sequence[Record]) -> SummaryRow:
     if not measured:
         kind = kinds[0][0]
         reason = next(failure.message for failure in failures if failure.kind == kind)
-        return SummaryRow(case=case, environment=environment, status=kind, reason=reason)
+        seen = tuple(dict.fromkeys(flag for failure in failures for flag in failure.flags))
+        return SummaryRow(case=case, environment=environment, status=kind, reason=reason, flags=seen)
     latency = _median_of_medians([item.latencies_seconds for item in measured])
     seconds_per_iteration = _median_of_medians([item.seconds_per_iteration for item in measured])
     assert latency is not None
@@ -173,7 +174,7 @@ def _row(records: Sequence[Record]) -> SummaryRow:
         "processes_disagree": _spread([item.latencies_seconds for item in measured]) > PROCESSES_DISAGREE,
         "power_limit_changed": len(_power_limits(measured)) > 1,
     }
-    flags = [flag for item in measured for flag in item.flags]
+    flags = [flag for item in measured for flag in item.flags] + [flag for item in failures for flag in item.flags]
     flags += [flag for flag, holds in derived.items() if holds]
     flags += [f"{kind}_in_{count}_of_{len(records)}" for kind, count in kinds]
     return SummaryRow(

@@ -82,7 +82,7 @@ def maxres(request: MaxresRequest, console: Console) -> int:
     earlier = _earlier_search(request)
     with (
         Launcher(request.device) as launcher,
-        DeviceLock(launcher.hello.environment, allow_shared=request.allow_shared),
+        DeviceLock(launcher.hello.environment, allow_shared=request.allow_shared) as lock,
     ):
         hello = launcher.hello
         if limit_bytes is None:
@@ -99,6 +99,8 @@ def maxres(request: MaxresRequest, console: Console) -> int:
         except OSError as error:
             raise SpecError(f"cannot write to {out}: {error.strerror or error}") from error
         with writer:
+            if writer.torn_bytes:
+                console.print(f"dropped a torn last line of {writer.torn_bytes} bytes", highlight=False)
             _announce(console, manifest, len(writer.recorded), out)
 
             def finished(record: Record) -> None:
@@ -107,7 +109,7 @@ def maxres(request: MaxresRequest, console: Console) -> int:
 
             try:
                 writer.add_environment(hello.environment)
-                run_search(manifest.search, launcher, writer, finished)
+                run_search(manifest.search, launcher, writer, finished, lock.is_shared)
             except OSError as error:
                 raise SweepStoppedError(f"cannot write to {out}: {error}") from error
             except KeyboardInterrupt:
@@ -243,6 +245,6 @@ def _announce(console: Console, manifest: Manifest, recorded: int, out: Path) ->
     line = f"{count} model{'' if count == 1 else 's'}, image sides up to {search.largest} in steps of {search.step}"
     if limit_bytes is not None:
         line += f", {format_bytes(limit_bytes)} of memory emulated"
-    line += f"; {recorded} probes recorded already" if recorded else ""
+    line += f"; {recorded} probe{'' if recorded == 1 else 's'} recorded already" if recorded else ""
     console.print(line, highlight=False, soft_wrap=True)
     console.print(f"records go to {out}", highlight=False, markup=False, soft_wrap=True)

@@ -27,6 +27,7 @@ from infsa_bench.errors import SpecError, SweepStoppedError
 from infsa_bench.execute.device_lock import DeviceLock
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.execute.messages import Hello
+from infsa_bench.report.describe import describe_memory_limit
 from infsa_bench.report.units import format_bytes, format_duration
 from infsa_bench.schedule import MEMORY_SHARE, Plan, Step, schedule, scheduled_seconds
 from infsa_bench.spec import Case
@@ -93,7 +94,7 @@ def sweep(request: SweepRequest, console: Console) -> int:
         manifest = _manifest(request, settings, plan.cases, earlier)
         if request.dry_run:
             steps = schedule(plan, predictor, plan.cases)
-            _announce(console, plan, steps, hello, out)
+            _announce(console, plan, steps, hello, out, options.memory_limit_bytes)
             _print_plan(console, plan, steps)
             return 0
         with _open(out, manifest) as writer:
@@ -104,7 +105,14 @@ def sweep(request: SweepRequest, console: Console) -> int:
             if writer.torn_bytes:
                 console.print(f"dropped a torn last line of {writer.torn_bytes} bytes", highlight=False)
             todo = plan.todo(writer.recorded)
-            _announce(console, plan, schedule(plan, predictor, todo, plan.dominance(writer.recorded)), hello, out)
+            _announce(
+                console,
+                plan,
+                schedule(plan, predictor, todo, plan.dominance(writer.recorded)),
+                hello,
+                out,
+                options.memory_limit_bytes,
+            )
             done = len(plan.cases) - len(todo)
             kind = BarProgress if console.is_terminal else PlainProgress
             try:
@@ -186,7 +194,9 @@ def _open(out: Path, manifest: Manifest) -> RunWriter:
         raise SpecError(f"cannot write to {out}: {error.strerror or error}") from error
 
 
-def _announce(console: Console, plan: Plan, steps: Sequence[Step], hello: Hello, out: Path) -> None:
+def _announce(
+    console: Console, plan: Plan, steps: Sequence[Step], hello: Hello, out: Path, memory_limit_bytes: int | None
+) -> None:
     """Say what is planned, how long it should take and what is measured, before anything is."""
     recorded = len(plan.cases) - len(steps)
     cells = len({case.cell for case in plan.cases})
@@ -201,6 +211,8 @@ def _announce(console: Console, plan: Plan, steps: Sequence[Step], hello: Hello,
     line = f"replicates: {replicates}{', each a pass over all cells in a fresh process' if replicates > 1 else ''}"
     line += f"; energy: {_describe_energy(plan.energy, hello)}"
     console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if memory_limit_bytes is not None:
+        console.print(describe_memory_limit(memory_limit_bytes), highlight=False, soft_wrap=True)
     console.print(f"records go to {out}", highlight=False, markup=False, soft_wrap=True)
 
 

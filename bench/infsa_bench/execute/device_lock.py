@@ -6,13 +6,15 @@ import contextlib
 import fcntl
 import os
 import re
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from infsa_bench.errors import SpecError
 from infsa_bench.record import Environment
+
+LOCKS = Path("/tmp")
+"""Where all sweeps of a machine look, whatever each one's own folder for temporary files is."""
 
 
 class DeviceLock:
@@ -23,7 +25,7 @@ class DeviceLock:
     """
 
     def __init__(self, environment: Environment, *, allow_shared: bool, folder: Path | None = None) -> None:
-        """Take the lock of the device in ``environment``; ``folder`` is the system's for temporary files.
+        """Take the lock of the device in ``environment``, which lies in ``folder``, LOCKS if not given.
 
         Raises:
             SpecError: another sweep runs on it, and it was not allowed to share.
@@ -32,7 +34,7 @@ class DeviceLock:
         if environment.device_type == "cpu":
             return
         name = re.sub(r"[^A-Za-z0-9.-]", "-", environment.device_uuid or environment.device)
-        path = Path(folder or tempfile.gettempdir()) / f"infsa-bench-{name}.lock"
+        path = (folder or LOCKS) / f"infsa-bench-{name}.lock"
         try:
             self._file = _open(path)
         except OSError as error:

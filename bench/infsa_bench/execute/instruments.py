@@ -57,8 +57,9 @@ class Instruments:
 
     def limited(self, limit_bytes: int) -> Instruments:
         """Limit the memory that this process may take; raises as :class:`MemoryLimit`."""
-        process_bytes = self.gpu.process_bytes() if self.gpu else None
-        return replace(self, memory_limit=MemoryLimit(self.device, limit_bytes, process_bytes))
+        gpu = self.gpu
+        limit = MemoryLimit(self.device, limit_bytes, lambda: gpu.process_bytes() if gpu else None)
+        return replace(self, memory_limit=limit)
 
     def available_bytes(self) -> int | None:
         """Return the memory that a case could still take on the device; None where nobody knows."""

@@ -30,6 +30,8 @@ from infsa_bench.spec import Case
 
 MAX_ATTEMPTS = 3
 MAX_STARTS = 5
+GRACE_SECONDS = 5.0
+"""Time after the end of a sweep's budget for a case to end by itself, before its worker is killed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +51,15 @@ class CaseRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """When a case is given up: so long after its begin, and so long after its worker's last sign of life."""
+    """When a try at a case is given up: so long after its begin, and so long after its worker's last sign of life.
+
+    Starting a worker is nobody's time. ``until`` is when, on the monotonic clock, the whole sweep should end, None for
+    never: a try that is under way then has GRACE_SECONDS more, and there is none after it.
+    """
 
     timeout_seconds: float
     silence_seconds: float
+    until: float | None = None
 
 
 class Launcher:
@@ -153,13 +160,12 @@ class Launcher:
         return self._run(lambda: ProbeCommand(case=case), patience)
 
     def _run(self, next_command: Callable[[], RunCommand | ProbeCommand], patience: Patience) -> CaseRun:
-        deadline = time.monotonic() + patience.timeout_seconds
         attempts: list[Attempt] = []
         while True:
             worker = self._ready_worker()
             worker.send(next_command())
             self._has_run = True
-            finished = _follow(worker, deadline, patience)
+            finished = _follow(worker, patience)
             self._calibration = self._calibration or finished.calibration
             stopped: SweepStoppedError | None = None
             if not finished.reusable:
@@ -171,7 +177,8 @@ class Launcher:
                     stopped = error
             outcome = finished.outcome
             is_killed = isinstance(outcome, Failure) and outcome.kind == "killed"
-            is_last = len(attempts) + 1 >= MAX_ATTEMPTS or time.monotonic() >= deadline or stopped is not None
+            is_late = patience.until is not None and time.monotonic() >= patience.until
+            is_last = len(attempts) + 1 >= MAX_ATTEMPTS or is_late or stopped is not None
             if not is_killed or is_last:
                 return CaseRun(
                     outcome=outcome,
@@ -204,18 +211,16 @@ class Launcher:
     def _ready_worker(self) -> Worker:
         if self._worker is None:
             try:
-                self._worker = start_worker(self._device, self._command)
+                self._worker = start_worker(self._device, self._command, self._memory_limit_bytes)
                 self._has_run = False
-                if self._memory_limit_bytes is not None:
-                    self._worker.limit_memory(self._memory_limit_bytes, is_tried_out=False)
             except SpecError as error:
                 # It could be used when the sweep began.
                 raise SweepStoppedError(f"{self._device} is lost: {error}") from error
         return self._worker
 
 
-def start_worker(device: str, command: WorkerCommand) -> Worker:
-    """Return a worker that is ready; one that is killed from outside before it is, is replaced.
+def start_worker(device: str, command: WorkerCommand, memory_limit_bytes: int | None = None) -> Worker:
+    """Return a worker that is ready and limited; one that is killed from outside before it is, is replaced.
 
     Raises:
         SpecError: the device cannot be used.
@@ -223,14 +228,28 @@ def start_worker(device: str, command: WorkerCommand) -> Worker:
     """
     for _ in range(MAX_STARTS - 1):
         with contextlib.suppress(WorkerKilledError):
-            return Worker(device, command)
-    return Worker(device, command)
+            return _start_once(device, command, memory_limit_bytes)
+    return _start_once(device, command, memory_limit_bytes)
 
 
-def _follow(worker: Worker, deadline: float, patience: Patience) -> Finished:
+def _start_once(device: str, command: WorkerCommand, memory_limit_bytes: int | None) -> Worker:
+    worker = Worker(device, command)
+    if memory_limit_bytes is not None:
+        try:
+            worker.limit_memory(memory_limit_bytes, is_tried_out=False)
+        except (SpecError, WorkerKilledError):
+            worker.stop()
+            raise
+    return worker
+
+
+def _follow(worker: Worker, patience: Patience) -> Finished:
     """Return how the case that ``worker`` is running ended, in the worker's words or, where it has none, in ours."""
     stage: Stage = "start"
-    silent_at = time.monotonic() + patience.silence_seconds
+    begin = time.monotonic()
+    deadline, silent_at = begin + patience.timeout_seconds, begin + patience.silence_seconds
+    if patience.until is not None:
+        deadline = min(deadline, max(begin, patience.until) + GRACE_SECONDS)
     try:
         while True:
             match worker.receive(max(0.0, min(deadline, silent_at) - time.monotonic())):
@@ -243,7 +262,7 @@ def _follow(worker: Worker, deadline: float, patience: Patience) -> Finished:
                     failure = Failure(kind="crash", stage=stage, message=f"unexpected answer: {other}")
                     break
     except WorkerTimeoutError:
-        message = f"not finished after {patience.timeout_seconds:.0f} s; the worker was killed"
+        message = f"not finished after {deadline - begin:.0f} s; the worker was killed"
         if silent_at < deadline:
             message = f"no sign of life for {patience.silence_seconds:.0f} s; the worker was killed"
         failure = Failure(kind="timeout", stage=stage, message=message)

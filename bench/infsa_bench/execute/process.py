@@ -117,6 +117,8 @@ class Worker:
     def send(self, command: Command) -> None:
         """Hand the worker a command. A worker that is gone shows in the next :meth:`receive`."""
         assert self._process.stdin is not None
+        # What the kernel killed before is not this command's doing.
+        self._memory_kills = memory_kills()
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(to_line(command))
             self._process.stdin.flush()
@@ -135,8 +137,10 @@ class Worker:
             if not ready:
                 raise WorkerTimeoutError
             chunk = os.read(self._read_fd, 2**20)
-            if not chunk or len(self._pending) > MAX_LINE_BYTES:
+            if not chunk:
                 raise self._ended()
+            if len(self._pending) > MAX_LINE_BYTES:
+                raise WorkerEndedError(None, f"a message of more than {MAX_LINE_BYTES} bytes")
             self._pending += chunk
         line, _, self._pending = self._pending.partition(b"\n")
         try:
@@ -164,12 +168,16 @@ class Worker:
 
         Raises:
             SpecError: the device cannot be limited to that, or, if it is to be tried out, the limit does not hold.
+            WorkerKilledError: the worker was killed over it.
         """
         self.send(LimitMemoryCommand(limit_bytes=limit_bytes, is_tried_out=is_tried_out))
         try:
             answer = self.receive(START_SECONDS)
         except (WorkerEndedError, WorkerTimeoutError) as error:
-            raise SpecError(f"limiting the memory ended the worker: {str(error) or 'no answer'}") from None
+            message = f"limiting the memory ended the worker: {str(error) or 'no answer'}"
+            if isinstance(error, WorkerEndedError) and error.is_killed:
+                raise WorkerKilledError(message) from None
+            raise SpecError(message) from None
         assert isinstance(answer, MemoryLimited)
         if answer.problem is not None:
             raise SpecError(f"a memory limit of {limit_bytes} bytes cannot be had: {answer.problem}")

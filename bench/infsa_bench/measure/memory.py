@@ -20,8 +20,16 @@ _SPELLINGS: tuple[tuple[tuple[str, ...], FailureKind, FailureCause], ...] = (
     # cuBLAS, cuDNN and cuSPARSE name the status of what they could not get beside the allocator.
     (("ALLOC_FAILED",), "oom", "workspace"),
     (("CUDA out of memory", "error: out of memory", "cudaErrorMemoryAllocation"), "oom", "allocation"),
+    (("memory outside PyTorch's allocator",), "oom", "workspace"),
+    # In the words of torch's kernels: cuBLAS, convolutions, element-wise loops, norms, and others.
+    (("non-negative and less than", "positive and less than"), "unsupported", "index_limit"),
+    (("canUse32BitIndexMath", "can_use_32bit_indexing"), "unsupported", "index_limit"),
     (("int32 index", "32-bit index", "INT_MAX"), "unsupported", "index_limit"),
-    (("too many resources", "invalid configuration argument"), "unsupported", "launch_limit"),
+    (
+        ("too many resources", "invalid configuration argument", "maximum CUDA grid size"),
+        "unsupported",
+        "launch_limit",
+    ),
 )
 
 
@@ -140,7 +148,8 @@ def classify_error(error: BaseException) -> ErrorKind:
     """
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError):
-        return ErrorKind(kind="oom", cause="allocation", requested_bytes=_requested_bytes(text))
+        cause: FailureCause = "workspace" if "memory outside PyTorch's allocator" in text else "allocation"
+        return ErrorKind(kind="oom", cause=cause, requested_bytes=_requested_bytes(text))
     if isinstance(error, MemoryError) or any(spelling in text for spelling in _HOST_MEMORY):
         return ErrorKind(kind="host_oom", cause="allocation", requested_bytes=_requested_bytes(text))
     if isinstance(error, RuntimeError):

@@ -9,6 +9,7 @@ name of another card. On a CPU it is RLIMIT_DATA.
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable
 
 import torch
 
@@ -24,8 +25,11 @@ SLACK_SHARE = 0.01
 class MemoryLimit:
     """Holds from when it is made until the process ends."""
 
-    def __init__(self, device: torch.device, limit_bytes: int, process_bytes: int | None) -> None:
-        """Limit this process; ``process_bytes`` is what it holds of a GPU by NVML, None where that is unknown.
+    def __init__(self, device: torch.device, limit_bytes: int, process_bytes: Callable[[], int | None]) -> None:
+        """Limit this process; ``process_bytes`` tells what it holds of a GPU by NVML, None where that is unknown.
+
+        Where it is, everything that is taken on the GPU is taken to be this process's: the limit is then too tight by
+        what others hold.
 
         Raises:
             ValueError: the device is smaller than that, or the limit too small for anything.
@@ -34,7 +38,8 @@ class MemoryLimit:
         release_freed_memory(device)
         if device.type == "cuda":
             free_bytes, total_bytes = torch.cuda.mem_get_info(device)
-            taken_bytes = total_bytes - free_bytes if process_bytes is None else process_bytes
+            own_bytes = process_bytes()
+            taken_bytes = total_bytes - free_bytes if own_bytes is None else own_bytes
             self._allowed_bytes = limit_bytes - (taken_bytes - torch.cuda.memory_reserved(device))
             if limit_bytes > total_bytes:
                 raise ValueError(f"the device has {total_bytes} bytes, less than the limit of {limit_bytes}")

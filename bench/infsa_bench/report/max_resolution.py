@@ -124,6 +124,8 @@ def render_search_csv(rows: Sequence[MaxResolutionRow], memory_limit_bytes: int 
             "unsteady": " ".join(map(str, row.result.unsteady)),
             "peak_memory_bytes": row.peak_memory_bytes,
             "predicted_resolution": row.predicted,
+            "is_by_design": row.is_by_design,
+            "shared_probes": row.shared_probes,
             "probes": row.probes,
             "seconds": round(row.seconds, 3),
         }
@@ -180,6 +182,10 @@ def _cells(row: MaxResolutionRow) -> dict[str, str]:
 def _remarks(row: MaxResolutionRow) -> str:
     result = row.result
     remarks = []
+    if row.shared_probes:
+        remarks.append(f"shared: another sweep may have held memory in {row.shared_probes} of {row.probes} probes")
+    if row.is_by_design and row.failure is not None:
+        return "; ".join([f"cannot run: {row.failure.message}", *remarks])
     if row.probes and not result.is_finished:
         remarks.append("not finished")
     elif row.probes and not result.is_confirmed:

@@ -59,7 +59,7 @@ MIN_SAMPLES = 6
 WHOLE_NUMBERS = (
     "processes",
     "timed_iterations",
-    "memory_limit_bytes",
+    "emulated_memory_bytes",
     "base_parameters",
     "parameters",
     "model_bytes",
@@ -135,8 +135,8 @@ def blocks(rows: Sequence[SummaryRow]) -> list[tuple[str, list[SummaryRow]]]:
     for row in rows:
         case = row.case
         title = f"{case.config}, {case.phase}, {case.precision}, {case.execution}, batch {case.batch_size}"
-        if row.memory_limit_bytes is not None:
-            title += f", {format_bytes(row.memory_limit_bytes)} of memory emulated"
+        if row.emulated_memory_bytes is not None:
+            title += f", {format_bytes(row.emulated_memory_bytes)} of memory emulated"
         grouped.setdefault(title + (f", environment {row.environment}" if several else ""), []).append(row)
     return list(grouped.items())
 
