@@ -21,8 +21,9 @@ from infsa_bench.codec import decode, encode
 from infsa_bench.energy_plan import EnergyChoice
 from infsa_bench.errors import RunLockedError, SchemaError, SpecError
 from infsa_bench.files import open_regular, read_file, read_lines, refuse_exchanged, replace_file
+from infsa_bench.machine import Environment
 from infsa_bench.protocol import Protocol
-from infsa_bench.record import SCHEMA_VERSION, EnergyCalibration, Environment, Record, TracePoint
+from infsa_bench.record import SCHEMA_VERSION, EnergyCalibration, Record, TracePoint
 from infsa_bench.spec import MAX_RESOLUTION, Case
 from infsa_bench.traces import trace_path, write_trace
 from infsa_models.registry import PATCH_SIZE

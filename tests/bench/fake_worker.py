@@ -43,12 +43,12 @@ from infsa_bench.execute.messages import (
     from_line,
     to_line,
 )
+from infsa_bench.machine import Environment
 from infsa_bench.record import (
     EnergyCalibration,
     EnergyReading,
     EnergyTrial,
     EnergyWindow,
-    Environment,
     Failure,
     Fit,
     Measurement,

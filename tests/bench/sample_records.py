@@ -13,6 +13,7 @@ import fake_worker
 from hypothesis import strategies as st
 
 from infsa_bench.codec import INTEGER_LIMIT, LARGEST_FLOAT, SMALLEST_FLOAT
+from infsa_bench.machine import GpuFacts, GpuState
 from infsa_bench.protocol import PROTOCOLS, Protocol
 from infsa_bench.record import (
     SCHEMA_VERSION,
@@ -22,8 +23,6 @@ from infsa_bench.record import (
     EnergyWindow,
     Failure,
     FailureKind,
-    GpuFacts,
-    GpuState,
     Measurement,
     Outcome,
     Record,

@@ -691,6 +691,15 @@ def test_calibration_of_an_earlier_worker_is_taken(fake_nvml: FakeNvml) -> None:
     assert again.period_seconds == reading.calibration.period_seconds
 
 
+def test_a_sign_of_life_for_each_trial(fake_nvml: FakeNvml) -> None:
+    beats: list[int] = []
+    load = SquareWave(fake_nvml, 0.002)
+    share = TrialShare.all_of(QUICK.trials)
+    make_meter(fake_nvml).read(load, 0.002, QUICK, share, beat=lambda: beats.append(fake_nvml.now_ns))
+    assert len(beats) == QUICK.trials
+    assert all(2e9 <= later - earlier < 3e9 for earlier, later in itertools.pairwise(beats))
+
+
 def test_trace_covers_the_trials(fake_nvml: FakeNvml) -> None:
     load = SquareWave(fake_nvml, 0.002, high=300.0, low=300.0)
     watch = make_meter(fake_nvml).read(load, 0.002, QUICK, TrialShare.all_of(QUICK.trials))

@@ -26,6 +26,7 @@ from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.execute import measured_case, workload
 from infsa_bench.execute.instruments import Instruments, open_instruments
 from infsa_bench.execute.messages import RunCommand
+from infsa_bench.execute.stages import BEAT_SECONDS
 from infsa_bench.execute.worker import run_case
 from infsa_bench.measure.energy.clock import MonotonicClock
 from infsa_bench.measure.energy.counter import NvmlCounter
@@ -394,3 +395,23 @@ def test_a_graph_twin_is_tried_for_short_iterations_and_may_fail(
             assert "graph_failed" in measurement.flags
             assert not finished.reusable
     assert twins == (["made"] if gpu_seconds == 0.001 else [])
+
+
+def test_signs_of_life_go_on_while_energy_is_watched(on_fake_board: Instruments) -> None:
+    seen: list[object] = []
+
+    class Listening(Broken):
+        def read(self, *arguments: object, **options: Any) -> None:
+            seen.append(options["beat"])
+            super().read()
+
+    on_fake_board.close()
+    sent: list[str] = []
+    instruments = dataclasses.replace(on_fake_board, meter=Listening())  # type: ignore[arg-type]
+    preset = EnergyPreset(name="brief", trials=2, window_seconds=0.5, segments=1)
+    run_case(command(energy=preset), instruments, lambda message: sent.append(getattr(message, "stage", "")))
+    (beat,) = seen
+    count = len(sent)
+    time.sleep(BEAT_SECONDS + 0.1)
+    beat()  # type: ignore[operator]
+    assert sent[count:] == ["energy"]

@@ -33,17 +33,20 @@ def in_a_limited_process(script: str) -> Any:
 
 
 def test_what_fits_and_what_does_not() -> None:
-    fits, fails, left, is_whole = in_a_limited_process(
+    granted, fits, fails, left, is_whole = in_a_limited_process(
         """
 fits = allocate(512 * MIB - SLACK_BYTES)
 left = limit.left_bytes()
 is_whole = limit.is_whole()
 del fits
 fails = allocate(512 * MIB + SLACK_BYTES)
-print(json.dumps([True, fails, [left, limit.left_bytes()], [is_whole, limit.is_whole()]]))
+import resource
+granted = resource.getrlimit(resource.RLIMIT_DATA)[0] - limit._start_bytes
+print(json.dumps([granted, True, fails, [left, limit.left_bytes()], [is_whole, limit.is_whole()]]))
 """
     )
     assert fits
+    assert granted == 512 * 2**20
     assert fails == "host_oom"
     assert left[0] == pytest.approx(64 * 2**20, abs=4 * 2**20)
     assert left[1] == pytest.approx(512 * 2**20, abs=4 * 2**20)

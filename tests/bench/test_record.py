@@ -19,7 +19,8 @@ from sample_records import (
 
 from infsa_bench.codec import decode, encode
 from infsa_bench.errors import SchemaError
-from infsa_bench.record import EnergyReading, Environment, Record
+from infsa_bench.machine import Environment
+from infsa_bench.record import EnergyReading, Record
 
 
 @given(values_of(Environment))

@@ -20,7 +20,8 @@ from sample_records import (
 
 from infsa_bench.commands.report import report_run
 from infsa_bench.errors import SpecError
-from infsa_bench.record import Environment, Record
+from infsa_bench.machine import Environment
+from infsa_bench.record import Record
 from infsa_bench.store import RunWriter
 
 

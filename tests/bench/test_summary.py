@@ -25,7 +25,8 @@ from infsa_bench.analyze.energy import pool_energy
 from infsa_bench.analyze.summary import SummaryRow, summarize
 from infsa_bench.codec import decode, encode
 from infsa_bench.intervals import effective_samples, lag1_autocorrelation, median_interval
-from infsa_bench.record import FailureKind, GpuState, Measurement, Outcome, Record
+from infsa_bench.machine import GpuState
+from infsa_bench.record import FailureKind, Measurement, Outcome, Record
 
 T_975_WITH_2_DEGREES = 4.302652729911275
 """Quantile of Student's distribution, from a printed table."""

@@ -25,7 +25,8 @@ from sample_records import (
 )
 
 from infsa_bench.analyze.summary import SummaryRow, summarize
-from infsa_bench.record import EnergyReading, Environment, FailureKind, Measurement, Record
+from infsa_bench.machine import Environment
+from infsa_bench.record import EnergyReading, FailureKind, Measurement, Record
 from infsa_bench.report.describe import flag_remarks
 from infsa_bench.report.table import blocks, render_csv, render_markdown, render_terminal
 from infsa_bench.store import Run

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from infsa_bench.errors import SpecError
-from infsa_bench.record import Environment
+from infsa_bench.machine import Environment
 
 LOCKS = Path("/tmp")
 """Where all sweeps of a machine look, whatever each one's own folder for temporary files is."""

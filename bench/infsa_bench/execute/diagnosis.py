@@ -12,6 +12,7 @@ from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.execute.instruments import Instruments
 from infsa_bench.execute.messages import Finding
 from infsa_bench.execute.selfcheck import check_instruments
+from infsa_bench.machine import Environment, GpuFacts, GpuState
 from infsa_bench.measure.energy.clock import Clock, MonotonicClock
 from infsa_bench.measure.energy.counter import SLOW_COUNTER_SECONDS, NvmlCounter
 from infsa_bench.measure.energy.load import Idle
@@ -20,7 +21,6 @@ from infsa_bench.measure.energy.rapl import ROOT, Rapl
 from infsa_bench.measure.memory import available_host_bytes
 from infsa_bench.measure.nvml import THROTTLE_REASONS, Gpu, loaded_library, visible_gpus
 from infsa_bench.measure.processors import SHARED_CORES, STAT, OtherLoad
-from infsa_bench.record import Environment, GpuFacts, GpuState
 
 Verdict = Literal["yes", "limited", "no"]
 

@@ -14,6 +14,7 @@ from infsa_bench.execute.messages import RunCommand
 from infsa_bench.execute.modes import compiled_graphs
 from infsa_bench.execute.stages import StageReporter
 from infsa_bench.execute.workload import build_workload
+from infsa_bench.machine import GpuState, SampledState
 from infsa_bench.measure.energy.meter import not_measured
 from infsa_bench.measure.energy.trace import sampled_state
 from infsa_bench.measure.latency import (
@@ -29,7 +30,7 @@ from infsa_bench.measure.latency import (
 from infsa_bench.measure.nvml import THROTTLE_REASONS
 from infsa_bench.measure.processors import OtherLoad
 from infsa_bench.measure.stopwatch import Stopwatch
-from infsa_bench.record import GpuState, Measurement, SampledState, TracePoint
+from infsa_bench.record import Measurement, TracePoint
 
 WARMUP_SHARE = 0.25
 """Share of a limited time that warming up may take."""

@@ -12,8 +12,9 @@ from typing import Literal, get_args
 from infsa_bench.codec import decode, encode
 from infsa_bench.energy_plan import EnergyPreset, TrialShare
 from infsa_bench.errors import SchemaError
+from infsa_bench.machine import Environment
 from infsa_bench.protocol import Protocol
-from infsa_bench.record import EnergyCalibration, EnergySource, Environment, Outcome, Stage, TracePoint
+from infsa_bench.record import EnergyCalibration, EnergySource, Outcome, Stage, TracePoint
 from infsa_bench.spec import Case
 
 

@@ -16,9 +16,9 @@ import torch
 
 from infsa_bench import __version__
 from infsa_bench.errors import MeterUnavailableError
+from infsa_bench.machine import Environment, GpuFacts
 from infsa_bench.measure.latency import synchronize
 from infsa_bench.measure.nvml import Gpu
-from infsa_bench.record import Environment, GpuFacts
 
 
 def find_gpu(device: torch.device) -> Gpu:

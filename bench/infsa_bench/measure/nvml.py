@@ -15,7 +15,8 @@ from typing import Any, Self
 import pynvml
 
 from infsa_bench.errors import MeterUnavailableError
-from infsa_bench.record import EnergyScope, GpuFacts, GpuState
+from infsa_bench.machine import GpuFacts, GpuState
+from infsa_bench.record import EnergyScope
 
 EVENT_REASONS = {
     0x1: "gpu_idle",

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from infsa_bench.analyze.energy import SYSTEMATIC_RELATIVE
 from infsa_bench.analyze.summary import MIN_PROCESSES, SummaryRow
 from infsa_bench.energy_plan import energy_preset, trials_of_replicate
+from infsa_bench.machine import Environment, GpuFacts
 from infsa_bench.protocol import (
     PRECISION_TARGET,
     SLOW_ITERATION_SECONDS,
@@ -16,7 +17,6 @@ from infsa_bench.protocol import (
     Protocol,
 )
 from infsa_bench.quoting import one_line
-from infsa_bench.record import Environment, GpuFacts
 from infsa_bench.report.units import format_bytes, format_duration, significant
 from infsa_bench.spec import Case
 from infsa_bench.store import Run, Settings

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from infsa_bench.errors import MeterUnavailableError
+from infsa_bench.machine import SampledState
 from infsa_bench.measure.energy.observer import Sample
 from infsa_bench.measure.nvml import THROTTLE_REASONS
-from infsa_bench.record import EnergyTrial, EnergyWindow, SampledState, TracePoint
+from infsa_bench.record import EnergyTrial, EnergyWindow, TracePoint
 
 GAP_SPACINGS = 10
 GAP_SHARE = 0.05
