@@ -60,10 +60,19 @@ class Mechanism:
     unsupported: Mapping[str, str] = field(default_factory=dict)
 
 
+def _both(target: str) -> dict[str, str]:
+    """Return the two implementations of a mechanism of this package: the class, and the same with Fast before it."""
+    module, _, name = target.partition(":")
+    return {
+        "reference": f"infsa_models.mechanisms.{module}:{name}",
+        "fast": f"infsa_models.mechanisms.{module}:Fast{name}",
+    }
+
+
 MECHANISMS: Mapping[str, Mechanism] = {
     "softmax": Mechanism(
         title="Softmax ViT",
-        implementations={"reference": "infsa_models.mechanisms.softmax:SoftmaxAttention"},
+        implementations=_both("softmax:SoftmaxAttention"),
         complexity="O(N^2 D)",
         citation="Vaswani et al. 2017; Dosovitskiy et al. 2021",
         departures=(
@@ -73,13 +82,13 @@ MECHANISMS: Mapping[str, Mechanism] = {
     ),
     "linformer": Mechanism(
         title="Linformer",
-        implementations={"reference": "infsa_models.mechanisms.linformer:LinformerAttention"},
+        implementations=_both("linformer:LinformerAttention"),
         complexity="O(N k D)",
         citation="Wang et al. 2020, arXiv 2006.04768",
     ),
     "performer": Mechanism(
         title="Performer",
-        implementations={"reference": "infsa_models.mechanisms.performer:PerformerAttention"},
+        implementations=_both("performer:PerformerAttention"),
         complexity="O(N m D)",
         citation="Choromanski et al. 2021, arXiv 2009.14794",
         departures=(
@@ -90,7 +99,7 @@ MECHANISMS: Mapping[str, Mechanism] = {
     ),
     "soft": Mechanism(
         title="SOFT",
-        implementations={"reference": "infsa_models.mechanisms.soft:SoftAttention"},
+        implementations=_both("soft:SoftAttention"),
         complexity="O(N m D + h m^3)",
         citation="Lu et al. 2021, arXiv 2110.11945",
         departures=(
@@ -102,7 +111,7 @@ MECHANISMS: Mapping[str, Mechanism] = {
     ),
     "flatten": Mechanism(
         title="FLatten",
-        implementations={"reference": "infsa_models.mechanisms.flatten:FlattenAttention"},
+        implementations=_both("flatten:FlattenAttention"),
         complexity="O(N D^2 / h)",
         citation="Han et al. 2023, arXiv 2308.00442",
         departures=(
@@ -112,14 +121,14 @@ MECHANISMS: Mapping[str, Mechanism] = {
     ),
     "agent": Mechanism(
         title="Agent",
-        implementations={"reference": "infsa_models.mechanisms.agent:AgentAttention"},
+        implementations=_both("agent:AgentAttention"),
         complexity="O(N n_a D)",
         citation="Han et al. 2024, arXiv 2312.08874",
         departures=("49 agents in every layer (the published base model has 81, and only in 4 of 12 layers)",),
     ),
     "mlla": Mechanism(
         title="MLLA",
-        implementations={"reference": "infsa_models.mechanisms.mlla:MllaAttention"},
+        implementations=_both("mlla:MllaAttention"),
         complexity="O(N D^2 / h)",
         citation="Han et al. 2024, arXiv 2405.16605",
         departures=(
@@ -131,7 +140,7 @@ MECHANISMS: Mapping[str, Mechanism] = {
     ),
     "infsa-pure": Mechanism(
         title="Pure-InfSA",
-        implementations={"reference": "infsa_models.mechanisms.infsa_pure:PureInfsaAttention"},
+        implementations=_both("infsa_pure:PureInfsaAttention"),
         complexity="O(N^2 D)",
         citation="Roffo et al. 2026, arXiv 2603.00175",
         departures=(
@@ -142,7 +151,7 @@ MECHANISMS: Mapping[str, Mechanism] = {
     ),
     "infsa-linear": Mechanism(
         title="Linear-InfSA",
-        implementations={"reference": "infsa_models.mechanisms.infsa_linear:LinearInfsaAttention"},
+        implementations=_both("infsa_linear:LinearInfsaAttention"),
         complexity="O(N D)",
         citation="Roffo et al. 2026, arXiv 2603.00175",
         departures=(

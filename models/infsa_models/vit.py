@@ -6,12 +6,16 @@ head. With that, the published parameter counts come out to the digit (paper, Ta
 
 The position embedding is learned for the 14 x 14 grid of 224 x 224 and resampled once, at build: nothing is
 interpolated inside a forward pass. Importing this module registers ``infvit_<mechanism>_<config>`` with timm.
+
+Under ``fast`` mixers the host is the same function with less to keep (:class:`HostBlock`): for inference the mixer's
+output projection and the dense after it are one matrix (:meth:`InfVit.fold_for_inference`), a mixer whose result is the
+same for every token gives the host one row, and from ``LEAN_TOKENS`` tokens on the host works in place, piece by piece.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,9 +23,11 @@ from jaxtyping import Float
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.layers.weight_init import trunc_normal_
 from timm.models import generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from infsa_models.patches import image_to_tokens
+from infsa_models.pieces import joined, row_pieces, token_pieces
 from infsa_models.registry import (
     BASE_GRID,
     CONFIGS,
@@ -35,13 +41,61 @@ from infsa_models.registry import (
 
 OptionValue = str | int | float | bool
 
+LEAN_TOKENS = 131_072
+"""Tokens of a batch from which the lean host needs it: eager's peak is then 2.7 GB in bfloat16, and 10 activations."""
+
+CLS_PRUNE = "cls_prune"
+"""The option of the host: the last MLP for the class token only. The logits are the same, and so are all gradients."""
+
+
+class HostBlock(Block):
+    """timm's pre-norm block. ``class_token_only`` ends it with the class token, the only one that the head looks at.
+
+    ``forward_lean`` changes the tokens in place and needs a piece of the hidden layer at a time; where gradients are
+    needed and ``is_lean``, ``forward`` makes the MLP again in the backward pass, piece by piece.
+    """
+
+    class_token_only = False
+    is_lean = False
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens embed_dim"], attn_mask: None = None, is_causal: bool = False
+    ) -> Float[Tensor, "batch _ embed_dim"]:
+        mixed = self.attn(self.norm1(x))
+        if self.class_token_only:
+            x, mixed = x[:, :1], mixed[:, :1]
+        x = x + mixed
+        del mixed
+        pieces = token_pieces(*x.shape[:2]) if self.is_lean else [slice(None)]
+        return x + joined(lambda piece: self.mlp(self.norm2(x[:, piece])), pieces)
+
+    def forward_lean(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch _ embed_dim"]:
+        """Add to ``x`` in place; return it, or its class token. No gradients."""
+        pieces = token_pieces(*x.shape[:2])
+        x += self.attn.forward_streamed(lambda piece: self.norm1(x[:, piece]), pieces)
+        if self.class_token_only:
+            x, pieces = x[:, :1], [slice(0, 1)]
+        for piece in pieces:
+            x[:, piece] += self.mlp(self.norm2(x[:, piece]))
+        return x
+
 
 class InfVit(VisionTransformer):
     """timm's ViT plus the pooler of the paper's host: ``head(tanh(pooler(class token)))``."""
 
-    def __init__(self, *, grid: tuple[int, int], num_classes: int = NUM_CLASSES, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        grid: tuple[int, int],
+        may_be_lean: bool = False,
+        cls_prune: bool = False,
+        num_classes: int = NUM_CLASSES,
+        **kwargs: Any,
+    ) -> None:
         # timm would make a random full-size position embedding: it is built here, from the 14 x 14 one.
-        super().__init__(pos_embed="none", num_classes=num_classes, **kwargs)
+        super().__init__(pos_embed="none", num_classes=num_classes, block_fn=HostBlock, **kwargs)
+        self.may_be_lean = may_be_lean
+        self.blocks[-1].class_token_only = cls_prune
         device, dtype = kwargs.get("device"), kwargs.get("dtype")
         self.pooler = nn.Linear(self.embed_dim, self.embed_dim, device=device, dtype=dtype)
         base = torch.empty(1, BASE_GRID[0] * BASE_GRID[1] + 1, self.embed_dim, device=device, dtype=torch.float32)
@@ -49,11 +103,53 @@ class InfVit(VisionTransformer):
         resampled = resample_abs_pos_embed(base, new_size=list(grid), old_size=list(BASE_GRID))
         self.pos_embed = nn.Parameter(resampled.to(dtype or torch.get_default_dtype()))
 
+    def choices(self, batch: int) -> dict[str, str]:
+        """What the model decides by itself for such a batch, by name; what the mixer decides is known after a forward."""
+        chosen = dict(getattr(self.blocks[0].attn.mixer, "choices", {}))
+        return chosen | {"host": "lean"} if self._is_lean(batch) else chosen
+
+    def forward(
+        self, x: Float[Tensor, "batch channels height width"], attn_mask: None = None, is_causal: bool = False
+    ) -> Float[Tensor, "batch classes"]:
+        if self._is_lean(x.shape[0]) and not torch.is_grad_enabled():
+            tokens = self._embedded_in_pieces(x)
+            for block in self.blocks:
+                tokens = block.forward_lean(tokens)
+            return self.forward_head(self.norm(tokens[:, :1]))
+        for block in self.blocks:
+            block.is_lean = self._is_lean(x.shape[0])
+        return super().forward(x)
+
     def forward_head(
         self, x: Float[Tensor, "batch tokens embed_dim"], pre_logits: bool = False
     ) -> Float[Tensor, "batch classes"]:
         pooled = torch.tanh(self.pooler(self.pool(x)))
         return pooled if pre_logits else self.head(self.head_drop(pooled))
+
+    def fold_for_inference(self) -> None:
+        """Multiply each mixer's output projection and the dense after it, where both exist and the mixer allows it.
+
+        The model can no longer be trained as the one it was, nor save its state.
+        """
+        for block in self.blocks:
+            block.attn.fold_dense()
+
+    def _is_lean(self, batch: int) -> bool:
+        return self.may_be_lean and batch * self.pos_embed.shape[1] >= LEAN_TOKENS
+
+    def _embedded_in_pieces(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch tokens embed_dim"]:
+        """Return patches and class token with their positions, written where they stay."""
+        batch, (_, width) = images.shape[0], self.patch_embed.grid_size
+        tokens = self.pos_embed.new_empty(batch, *self.pos_embed.shape[1:])
+        tokens[:, :1] = self.cls_token + self.pos_embed[:, :1]
+        for rows in row_pieces(batch, self.patch_embed.grid_size):
+            pixels = slice(rows.start * PATCH_SIZE, rows.stop * PATCH_SIZE)
+            patches = slice(1 + rows.start * width, 1 + rows.stop * width)
+            embedded = image_to_tokens(self.patch_embed.proj(images[:, :, pixels]))
+            tokens[:, patches] = embedded + self.pos_embed[:, patches]
+        return tokens
 
 
 def build_vit(
@@ -74,7 +170,7 @@ def build_vit(
         config: ``4L-64H`` or ``24L-16H``.
         resolution: image side in pixels, or (height, width); multiples of 16.
         implementation: which of the mechanism's implementations.
-        options: keyword arguments of the mechanism's class beyond the contract.
+        options: keyword arguments of the mechanism's class beyond the contract, and ``cls_prune`` of the host.
         dtype: of all parameters. The seed is the caller's (``torch.manual_seed``).
 
     Raises:
@@ -87,8 +183,12 @@ def build_vit(
     if min(height, width) <= 0 or height % PATCH_SIZE or width % PATCH_SIZE:
         raise ValueError(f"resolution {height} x {width} is not a positive multiple of {PATCH_SIZE}")
     grid = (height // PATCH_SIZE, width // PATCH_SIZE)
+    options = dict(options or {})
+    cls_prune = bool(options.pop(CLS_PRUNE, False))
     return InfVit(
         grid=grid,
+        may_be_lean=implementation != "reference",
+        cls_prune=cls_prune,
         img_size=(height, width),
         patch_size=PATCH_SIZE,
         embed_dim=backbone.embed_dim,
@@ -96,7 +196,7 @@ def build_vit(
         num_heads=backbone.num_heads,
         mlp_ratio=MLP_RATIO,
         num_classes=num_classes,
-        attn_layer=host_attention(load_class(entry.implementations[implementation]), grid, options or {}),
+        attn_layer=host_attention(load_class(entry.implementations[implementation]), grid, options),
         device=device,
         dtype=dtype,
     )
@@ -128,10 +228,30 @@ def host_attention(
                 else nn.Identity()
             )
 
-        def forward(
-            self, x: Float[Tensor, "batch tokens embed_dim"], attn_mask: None = None, is_causal: bool = False
-        ) -> Float[Tensor, "batch tokens embed_dim"]:
+        def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
+            if hasattr(self.mixer, "forward_pooled"):
+                return self.dense(self.mixer.forward_pooled(x)).expand_as(x)
             return self.dense(self.mixer(x))
+
+        def forward_streamed(
+            self, piece_of: Callable[[slice], Float[Tensor, "batch piece embed_dim"]], pieces: Sequence[slice]
+        ) -> Float[Tensor, "batch _ embed_dim"]:
+            """Return the same, or one row for all tokens; a mixer that can is given one piece of its input at a time."""
+            if hasattr(self.mixer, "forward_streamed"):
+                return self.dense(self.mixer.forward_streamed(piece_of, pieces))
+            return self.dense(self.mixer(joined(piece_of, pieces)))
+
+        def fold_dense(self) -> None:
+            """Multiply the mixer's output projection and the dense, in float64, if the mixer names the former."""
+            name = getattr(self.mixer, "output_projection", None)
+            if name is None or not isinstance(self.dense, nn.Linear):
+                return
+            projection = self.mixer.get_submodule(name)
+            with torch.no_grad():
+                outer = self.dense.weight.double()
+                projection.weight.copy_(outer @ projection.weight.double())
+                projection.bias.copy_(outer @ projection.bias.double() + self.dense.bias.double())
+            self.dense = nn.Identity()
 
     return HostAttention
 

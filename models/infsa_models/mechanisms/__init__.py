@@ -19,5 +19,30 @@ The contract that the host (:mod:`infsa_models.vit`) relies on, for mechanisms o
 
         def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]: ...
 
-``host_dense`` may be left out (True). Further keyword arguments with defaults are options of the mechanism.
+``host_dense`` may be left out (True). Further keyword arguments with defaults are options of the mechanism. A class that
+cannot run as asked (a kernel that the device lacks) raises ``NotImplementedError`` with the reason, when it is built or
+called: the case is then recorded as unsupported.
+
+A ``fast`` class is the same function of the same parameters as ``reference``: its state can be loaded from it. It may
+offer the host more::
+
+    # The name of its output projection: for inference the host multiplies it with its dense.
+    output_projection: ClassVar[str] = "proj"
+
+    # Where the result is the same for every token: that one row, [B, 1, D].
+    def forward_pooled(self, x): ...
+
+    # The same from tokens that exist one piece at a time, for inference; each piece may be asked for again.
+    def forward_streamed(self, piece_of, pieces): ...
+
+    # What it decided by itself, by name; known after a forward.
+    choices: dict[str, str]
+
+The rule of ``fast``: the same exact identities and the same tools for every mechanism.
+
+1. Products in the cheaper order; nothing of size N x m or N x N kept, no bias or table of full size made in a forward.
+2. The output projection and the host's dense after it are one matrix for inference, wherever there are both.
+3. PyTorch's fused attention where the mechanism is a softmax over keys without a bias.
+4. Beyond ``PIECE_TOKENS`` tokens, pieces (:mod:`infsa_models.pieces`); from ``LEAN_TOKENS`` on, the lean host
+   (:mod:`infsa_models.vit`). Sums over tokens in float32 at least.
 """

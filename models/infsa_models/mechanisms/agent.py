@@ -12,11 +12,15 @@ Cost: time O(N n_a D), memory O(h N n_a): both attentions and, repeated over the
 Source: Han et al. 2024 (arXiv 2312.08874); LeapLabTHU/Agent-Attention, ``agent_deit`` (class token, fused ``qkv``) and
 ``agent_pvt`` (no class token, ``q`` and ``kv``).
 Departures: rectangular grids; any depth (the published table of layers ends at 12); 49 agents in all layers.
+Fast: agents from the averaged tokens (``pool(x) Wq``); the biases of some rows of the grid at a time, as one product of
+their resized tables (bilinear resizing is a product with one matrix per axis), the same for all images; the softmax over
+tokens in parts that are weighted with their sums; no more of the N x n_a matrices than one piece of the rows.
 """
 
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -24,6 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infsa_models.heads import merge_heads, split_heads
+from infsa_models.patches import depthwise, image_to_tokens, tokens_of, tokens_to_image, with_class_token
+from infsa_models.pieces import joined, made_again, row_pieces
 
 BIAS_GRID = 7
 
@@ -133,3 +139,116 @@ class AgentAttention(nn.Module):
 
     def _to_image(self, x: Float[Tensor, "batch patches embed_dim"]) -> Float[Tensor, "batch embed_dim height width"]:
         return x.transpose(1, 2).unflatten(2, self.grid)
+
+
+class FastAgentAttention(AgentAttention):
+    """The same layer, options and parameters, some rows of the grid at a time."""
+
+    output_projection: ClassVar[str] = "proj"
+
+    resize_rows: Float[Tensor, "height bias_height"]
+    resize_columns: Float[Tensor, "bias_width width"]
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        grid: tuple[int, int],
+        class_token: bool = True,
+        agent_num: int = 49,
+        fused_qkv: bool | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            embed_dim,
+            num_heads,
+            grid=grid,
+            class_token=class_token,
+            agent_num=agent_num,
+            fused_qkv=fused_qkv,
+            device=device,
+            dtype=dtype,
+        )
+        rows, columns = (_bilinear(BIAS_GRID, side, device=device, dtype=dtype) for side in grid)
+        self.register_buffer("resize_rows", rows, persistent=False)
+        self.register_buffer("resize_columns", columns.T.contiguous(), persistent=False)
+
+    def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
+        batch, class_tokens = x.shape[0], int(self.class_token)
+        pieces = row_pieces(batch, self.grid)
+        query_projection, key_projection, value_projection = self._projections()
+        pooled = image_to_tokens(self.pool(tokens_to_image(x[:, class_tokens:], self.grid)))
+        agents = split_heads(F.linear(pooled, *query_projection), self.num_heads) * self.scale
+        value = F.linear(x, *value_projection)
+        agent_table = self.an_bias @ self.resize_columns
+        token_table = self.na_bias @ self.resize_columns
+
+        def collect(rows: slice) -> tuple[Tensor, Tensor | None]:
+            """Return what agents see in the rows, and the logarithm of the sum that divides it."""
+            tokens = tokens_of(rows, self.grid, class_tokens)
+            key = split_heads(F.linear(x[:, tokens], *key_projection), self.num_heads)
+            bias = self._bias(agent_table, self.ah_bias[0, :, :, rows], self.aw_bias[0], rows)
+            if rows.start == 0 and self.class_token:
+                bias = torch.cat([self.ac_bias[0], bias], dim=-1)
+            scores = agents @ key.transpose(-2, -1)
+            scores += bias
+            collected = scores.softmax(dim=-1) @ split_heads(value[:, tokens], self.num_heads)
+            if len(pieces) == 1:
+                return collected, None
+            accumulate = torch.promote_types(scores.dtype, torch.float32)
+            return collected, scores.to(accumulate).logsumexp(dim=-1, keepdim=True)
+
+        if len(pieces) == 1:
+            collected, _ = collect(pieces[0])
+        else:
+            parts, log_sums = zip(*(made_again(collect, rows) for rows in pieces), strict=True)
+            shares = torch.stack(log_sums).softmax(dim=0)
+            collected = (shares * torch.stack(parts)).sum(dim=0).to(value.dtype)
+        dwc_weight, dwc_bias = self.dwc.weight.to(value.dtype), self.dwc.bias.to(value.dtype)
+        local = depthwise(value[:, class_tokens:], self.grid, dwc_weight, dwc_bias)
+
+        def read(rows: slice) -> Tensor:
+            tokens = tokens_of(rows, self.grid, class_tokens)
+            query = split_heads(F.linear(x[:, tokens], *query_projection), self.num_heads)
+            rows_bias, columns_bias = (table[0].permute(0, 3, 1, 2) for table in (self.ha_bias[:, :, rows], self.wa_bias))
+            bias = self._bias(token_table, rows_bias, columns_bias, rows)
+            if rows.start == 0 and self.class_token:
+                bias = torch.cat([self.ca_bias[0].transpose(-2, -1), bias], dim=-1)
+            scores = agents @ query.transpose(-2, -1)
+            scores += bias
+            mixed = merge_heads(scores.softmax(dim=-2).transpose(-2, -1) @ collected)
+            patches = mixed[:, class_tokens:] if rows.start == 0 else mixed
+            patches += local[:, tokens_of(rows, self.grid, 0)]
+            return self.proj(mixed)
+
+        return joined(read, [tokens_of(rows, self.grid, class_tokens) for rows in pieces], pieces)
+
+    def _bias(
+        self,
+        table: Float[Tensor, "heads agents bias_height width"],
+        rows_bias: Float[Tensor, "heads agents rows 1"],
+        columns_bias: Float[Tensor, "heads agents 1 width"],
+        rows: slice,
+    ) -> Float[Tensor, "heads agents patches"]:
+        """Return the biases of some rows of the grid: the resized table plus one number a row and one a column."""
+        bias = self.resize_rows[rows] @ table
+        bias += rows_bias
+        bias += columns_bias
+        return bias.flatten(-2)
+
+    def _projections(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Return weight and bias of query, key and value."""
+        if self.fused_qkv:
+            return tuple(zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True))
+        return (self.q.weight, self.q.bias), *zip(self.kv.weight.chunk(2), self.kv.bias.chunk(2), strict=True)
+
+
+def _bilinear(
+    tabulated: int, side: int, *, device: torch.device | str | None, dtype: torch.dtype | None
+) -> Float[Tensor, "side tabulated"]:
+    """Return the matrix that resizes an axis of ``tabulated`` numbers to ``side``, as bilinear interpolation does."""
+    steps = torch.eye(tabulated, device=device, dtype=torch.float64).unsqueeze(0)
+    resized = F.interpolate(steps, size=side, mode="linear", align_corners=False)[0]
+    return resized.T.contiguous().to(dtype or torch.get_default_dtype())

@@ -14,9 +14,13 @@ Source: Han et al. 2023 (arXiv 2308.00442); LeapLabTHU/FLatten-Transformer, ``fl
 ``flatten_pvt`` (``q`` and ``kv``).
 Departures: everything between the projections runs in float32 at least: in float16 the cube of 1e-6 is zero, and a
 token whose query is negative everywhere gives 0/0. Grids need not be square.
+Fast: the query's norms, one number a token, go into the denominator; the convolution leaves the layout of the tokens as
+it is; no more of the focused queries and keys than one piece of the tokens.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -24,6 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infsa_models.heads import merge_heads, split_heads
+from infsa_models.patches import depthwise, patches_of
+from infsa_models.pieces import joined, made_again, token_pieces
 
 RELU_EPSILON = 1e-6
 MEAN_EPSILON = 1e-6
@@ -102,6 +108,67 @@ class FlattenAttention(nn.Module):
         else:
             mixed = mixed + local
         return self.proj(mixed)
+
+
+class FastFlattenAttention(FlattenAttention):
+    """The same layer, options and parameters, piece by piece."""
+
+    output_projection: ClassVar[str] = "proj"
+
+    def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
+        batch, tokens, _ = x.shape
+        pieces, class_tokens = token_pieces(batch, tokens), self.class_tokens
+        query_projection, key_projection, value_projection = self._projections()
+        value = F.linear(x, *value_projection)
+        accumulate = torch.promote_types(value.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            sigma = F.softplus(self.scale.to(accumulate))
+
+        def collect(piece: slice) -> tuple[Tensor, Tensor]:
+            key = F.linear(x[:, piece], *key_projection) + self.positional_encoding[:, piece]
+            with torch.autocast(x.device.type, enabled=False):
+                cubes, stretch = self._focused(key.to(accumulate), sigma)
+                focused = split_heads(cubes * stretch, self.num_heads)
+                state = focused.transpose(-2, -1) @ split_heads(value[:, piece].to(accumulate), self.num_heads)
+                return state, focused.sum(dim=-2)
+
+        if len(pieces) == 1:
+            state, key_sum = collect(pieces[0])
+        else:
+            collected = [made_again(collect, piece) for piece in pieces]
+            state, key_sum = (torch.stack(parts).sum(dim=0) for parts in zip(*collected, strict=True))
+        state, mean_key = state / tokens, (key_sum / tokens).unsqueeze(-1)
+        kernel = self.dwc.weight.to(value.dtype).repeat(self.num_heads, 1, 1, 1)
+        bias = self.dwc.bias.to(value.dtype).repeat(self.num_heads)
+        local = depthwise(value[:, class_tokens:], self.grid, kernel, bias)
+
+        def read(piece: slice) -> Tensor:
+            query = F.linear(x[:, piece], *query_projection)
+            with torch.autocast(x.device.type, enabled=False):
+                cubes, stretch = self._focused(query.to(accumulate), sigma)
+                cubes = split_heads(cubes, self.num_heads)
+                denominator = cubes @ mean_key + MEAN_EPSILON / stretch.unsqueeze(1)
+                mixed = merge_heads(cubes @ state / denominator).to(value.dtype)
+            patches = mixed[:, class_tokens:] if piece.start < class_tokens else mixed
+            patches += local[:, patches_of(piece, class_tokens)]
+            return self.proj(mixed)
+
+        return joined(read, pieces)
+
+    def _focused(
+        self, x: Float[Tensor, "batch piece embed_dim"], sigma: Float[Tensor, "1 1 embed_dim"]
+    ) -> tuple[Float[Tensor, "batch piece embed_dim"], Float[Tensor, "batch piece 1"]]:
+        """Return the focusing map as two factors: the powers, and what gives each token its old norm."""
+        x = (x.clamp(min=0) + RELU_EPSILON) / sigma
+        powers = x**self.focusing_factor
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return powers, norm / torch.linalg.vector_norm(powers, dim=-1, keepdim=True)
+
+    def _projections(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Return weight and bias of query, key and value."""
+        if self.fused_qkv:
+            return tuple(zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True))
+        return (self.q.weight, self.q.bias), *zip(self.kv.weight.chunk(2), self.kv.bias.chunk(2), strict=True)
 
 
 def focus(

@@ -13,17 +13,22 @@ Source: Roffo et al. 2026 (arXiv 2603.00175), Pure-InfSA; public code giorgiorof
 Departures: ``rho`` stays a tensor (the public code calls ``.item()``: no gradient, one device synchronisation per
 layer), the norm accumulates in float32, and the N x N matrix is divided by the power of two next to its norm; the
 rest of the division, a factor near one, falls on the N x D result (see ``MATRIX_SCALE``).
+Fast: ``relu(q k^T) v`` and ``|relu(q k^T)|_F^2`` in one pass over tiles (:mod:`infsa_models.relu_attention`), N x N never
+written; ``rho / (|A|_F + eps)`` is one number a head and image and scales the columns of the output projection.
 """
 
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from infsa_models.heads import merge_heads, split_heads
+from infsa_models.relu_attention import relu_attention
 
 EPSILON = 1e-6
 INITIAL_RHO = 0.95
@@ -62,6 +67,33 @@ class PureInfsaAttention(nn.Module):
         value = split_heads(self.v_proj(x), self.num_heads)
         mixed = pure_infsa(query, key, value, torch.sigmoid(self.rho_logit))
         return self.out_proj(merge_heads(mixed))
+
+
+class FastPureInfsaAttention(PureInfsaAttention):
+    """The same layer, options and parameters, in tiles."""
+
+    output_projection: ClassVar[str] = "out_proj"
+
+    def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
+        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        head_dim = query.shape[-1] // self.num_heads
+        # Affinities grow with N in the sum over keys: a power of two near its root keeps both within float16.
+        power = 2.0 ** -round(math.log2(query.shape[1]) / 2)
+        mixed, square_sum = relu_attention(query, key, value, self.num_heads, power / head_dim)
+        with torch.autocast(x.device.type, enabled=False):
+            norm = square_sum.clamp(min=torch.finfo(square_sum.dtype).tiny).sqrt()
+            factor = torch.sigmoid(self.rho_logit).to(norm.dtype) / (norm + power * EPSILON)
+        return self._projected(mixed, factor)
+
+    def _projected(
+        self, mixed: Float[Tensor, "batch tokens embed_dim"], factor: Float[Tensor, "batch heads"]
+    ) -> Float[Tensor, "batch tokens embed_dim"]:
+        """Return the output projection of ``factor`` times each head: its columns are scaled, an image at a time."""
+        by_channel = factor.repeat_interleave(mixed.shape[-1] // self.num_heads, dim=1)
+        weights = (self.out_proj.weight * by_channel.unsqueeze(1)).to(mixed.dtype)
+        if len(weights) == 1:
+            return F.linear(mixed, weights[0], self.out_proj.bias)
+        return torch.baddbmm(self.out_proj.bias.to(mixed.dtype), mixed, weights.transpose(1, 2))
 
 
 def pure_infsa(

@@ -17,12 +17,14 @@ Source: Han et al. 2024 (arXiv 2405.16605); LeapLabTHU/MLLA.
 Departures: rotation in real arithmetic (the published one is complex, and there is no complex bfloat16); the
 denominator is computed in float32 at least; grids need not be square. The mixer has its own output projection, so the
 host adds no second one.
+Fast: the table is kept as its two axes and turned channels are one multiply-add of the channels and their pairs' swap;
+the state is a sum over pieces of the rows in float32, the mixing, the gate and the output projection one piece each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -30,6 +32,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infsa_models.heads import merge_heads, split_heads
+from infsa_models.patches import depthwise, tokens_of, tokens_to_image, with_class_token
+from infsa_models.pieces import joined, made_again, row_pieces
 
 ROTATION_BASE = 10000.0
 MEAN_EPSILON = 1e-6
@@ -56,13 +60,20 @@ class MllaAttention(nn.Module):
         self.in_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
         self.act_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
         self.dwc = nn.Conv2d(embed_dim, embed_dim, 3, padding=1, groups=embed_dim, device=device, dtype=dtype)
-        self.attn = MllaCore(embed_dim, num_heads, grid=grid, class_token=class_token, device=device, dtype=dtype)
+        self.attn = self.make_core(
+            embed_dim, num_heads, grid=grid, class_token=class_token, device=device, dtype=dtype
+        )
         self.out_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
 
     def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
         gate = F.silu(self.act_proj(x))
         inner = F.silu(self._convolve(self.in_proj(x)))
         return self.out_proj(self.attn(inner) * gate)
+
+    @staticmethod
+    def make_core(*sizes: int, **where: Any) -> MllaCore:
+        """Return the attention that the mixer gates."""
+        return MllaCore(*sizes, **where)
 
     def _convolve(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
         first_patch = int(self.class_token)
@@ -89,7 +100,7 @@ class MllaCore(nn.Module):
         self.class_token = class_token
         self.qk = nn.Linear(embed_dim, 2 * embed_dim, device=device, dtype=dtype)
         self.lepe = nn.Conv2d(embed_dim, embed_dim, 3, padding=1, groups=embed_dim, device=device, dtype=dtype)
-        self.rope = RotaryTable(grid, embed_dim, device=device, dtype=dtype)
+        self.rope = self.make_rope(grid, embed_dim, device=device, dtype=dtype)
 
     def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
         tokens = x.shape[1]
@@ -119,6 +130,11 @@ class MllaCore(nn.Module):
         else:
             mixed = mixed + local
         return mixed
+
+    @staticmethod
+    def make_rope(*sizes: Any, **where: Any) -> nn.Module:
+        """Return what turns the patches by their positions."""
+        return RotaryTable(*sizes, **where)
 
     def _rotate(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
         first_patch = int(self.class_token)
@@ -173,8 +189,131 @@ class RotaryTable(nn.Module):
         return self
 
 
-def tokens_to_image(
-    x: Float[Tensor, "batch patches embed_dim"], grid: tuple[int, int]
-) -> Float[Tensor, "batch embed_dim height width"]:
-    """Return patch tokens, row-major, as an image with the channels first."""
-    return x.transpose(1, 2).unflatten(2, grid)
+class FastMllaAttention(MllaAttention):
+    """The same mixer and parameters, some rows of the grid at a time."""
+
+    attn: FastMllaCore
+
+    @staticmethod
+    def make_core(*sizes: int, **where: Any) -> FastMllaCore:
+        return FastMllaCore(*sizes, **where)
+
+    def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
+        inner = F.silu(self._convolve(self.in_proj(x)))
+        return self.attn.mixed(inner, lambda mixed, tokens: self.out_proj(mixed * F.silu(self.act_proj(x[:, tokens]))))
+
+
+class FastMllaCore(MllaCore):
+    """The same attention and parameters, some rows of the grid at a time."""
+
+    @staticmethod
+    def make_rope(*sizes: Any, **where: Any) -> SeparableRotaryTable:
+        return SeparableRotaryTable(*sizes, **where)
+
+    def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
+        return self.mixed(x, lambda mixed, _: mixed)
+
+    def mixed(
+        self,
+        x: Float[Tensor, "batch tokens embed_dim"],
+        finish: Callable[[Float[Tensor, "batch piece embed_dim"], slice], Float[Tensor, "batch piece embed_dim"]],
+    ) -> Float[Tensor, "batch tokens embed_dim"]:
+        """Return ``finish(core(x)[:, tokens], tokens)`` for all tokens, some rows at a time."""
+        batch, tokens, _ = x.shape
+        class_tokens = int(self.class_token)
+        pieces = row_pieces(batch, self.grid)
+        (query_weight, key_weight), (query_bias, key_bias) = self.qk.weight.chunk(2), self.qk.bias.chunk(2)
+        scale = tokens**-0.5
+
+        def collect(rows: slice) -> tuple[Tensor, Tensor]:
+            piece = x[:, tokens_of(rows, self.grid, class_tokens)]
+            key = F.elu(F.linear(piece, key_weight, key_bias)) + 1
+            rotated = self._rotated(key, rows)
+            accumulate = torch.promote_types(key.dtype, torch.float32)
+            with torch.autocast(x.device.type, enabled=False):
+                # Scaled once before and once after the sum, which float16 can hold then.
+                value = split_heads(piece.to(key.dtype) * scale, self.num_heads)
+                state = split_heads(rotated, self.num_heads).transpose(-2, -1) @ value
+                return state.to(accumulate) * scale, key.sum(dim=1, dtype=accumulate)
+
+        state, key_sum = (
+            torch.stack(parts).sum(dim=0)
+            for parts in zip(
+                *(collect(rows) if len(pieces) == 1 else made_again(collect, rows) for rows in pieces), strict=True
+            )
+        )
+        mean_key = split_heads((key_sum / tokens).unsqueeze(1), self.num_heads).transpose(-2, -1)
+        weight, bias = self.lepe.weight.to(x.dtype), self.lepe.bias.to(x.dtype)
+        local = depthwise(x[:, class_tokens:], self.grid, weight, bias)
+
+        def read(rows: slice) -> Tensor:
+            piece_tokens = tokens_of(rows, self.grid, class_tokens)
+            query = F.elu(F.linear(x[:, piece_tokens], query_weight, query_bias)) + 1
+            rotated = split_heads(self._rotated(query, rows), self.num_heads)
+            with torch.autocast(x.device.type, enabled=False):
+                denominator = split_heads(query.to(mean_key.dtype), self.num_heads) @ mean_key + MEAN_EPSILON
+                mixed = merge_heads(rotated @ state.to(rotated.dtype) / denominator).to(query.dtype)
+            patches = mixed[:, class_tokens:] if rows.start == 0 else mixed
+            patches += local[:, tokens_of(rows, self.grid, 0)]
+            return finish(mixed, piece_tokens)
+
+        return joined(read, [tokens_of(rows, self.grid, class_tokens) for rows in pieces], pieces)
+
+    def _rotated(
+        self, x: Float[Tensor, "batch piece embed_dim"], rows: slice
+    ) -> Float[Tensor, "batch piece embed_dim"]:
+        first_patch = int(self.class_token and rows.start == 0)
+        patches = x[:, first_patch:].unflatten(1, (-1, self.grid[1]))
+        rotated = self.rope(patches, rows).flatten(1, 2)
+        return with_class_token(x[:, :1], rotated) if first_patch else rotated
+
+
+class SeparableRotaryTable(nn.Module):
+    """The rotation of :class:`RotaryTable` from one table for rows and one for columns, O(H D + W D) numbers.
+
+    A table holds, for every position and channel, what the channel is multiplied with (the cosine) and what the other
+    channel of its pair is (the sine, negative for the even one). Both follow from the grid.
+    """
+
+    row_turns: Float[Tensor, "height 1 2 half_dim"]
+    column_turns: Float[Tensor, "width 2 half_dim"]
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        embed_dim: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        table_dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        pairs = embed_dim // 4
+        theta = ROTATION_BASE ** -(torch.arange(pairs, device=device, dtype=torch.float64) / pairs)
+        turns = []
+        for side in grid:
+            angles = torch.arange(side, device=device, dtype=torch.float64).unsqueeze(1) * theta
+            cos = angles.cos().repeat_interleave(2, dim=1)
+            sin = torch.stack([-angles.sin(), angles.sin()], dim=-1).flatten(1)
+            turns.append(torch.stack([cos, sin], dim=1).to(table_dtype))
+        self.register_buffer("row_turns", turns[0].unsqueeze(1), persistent=False)
+        self.register_buffer("column_turns", turns[1], persistent=False)
+
+    def forward(
+        self, x: Float[Tensor, "batch rows width embed_dim"], rows: slice = slice(None)
+    ) -> Float[Tensor, "batch rows width embed_dim"]:
+        by_pair = x.unflatten(-1, (-1, 2))
+        halves = zip(x.chunk(2, dim=-1), by_pair.flip(-1).flatten(-2).chunk(2, dim=-1), strict=True)
+        turned = []
+        for (channels, others), turns in zip(halves, (self.row_turns[rows], self.column_turns), strict=True):
+            cos, sin = turns.unbind(-2)
+            turned.append(torch.addcmul(channels * cos, others.to(sin.dtype), sin))
+        return torch.cat(turned, dim=-1).to(x.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SeparableRotaryTable:
+        """Convert as any module does, but keep the tables in float32 at least: angles reach the side of the grid."""
+        tables = self.row_turns, self.column_turns
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if torch.finfo(self.row_turns.dtype).bits < 32:
+            self.row_turns, self.column_turns = (table.to(self.row_turns.device) for table in tables)
+        return self

@@ -13,11 +13,15 @@ Source: Choromanski et al. 2021 (arXiv 2009.14794); the features and the attenti
 ``performer-pytorch`` package (lucidrains), run as they are.
 Departure: features, sums over tokens and the division run in float32 at least. In pure float16 the package gives NaN
 for most tokens (the denominator falls to 2e-6), and it has no guard against autocast here.
+Fast: the epsilons leave the sums (``sum (e + eps) v = sum e v + eps sum v``), both factors m^{-1/2} cancel, and pieces of
+the tokens have their own maximum, rescaled to the common one when they are added: one pass over keys and values, one over
+queries, and no more of the N x m features than one piece.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -25,6 +29,10 @@ from performer_pytorch.performer_pytorch import FastAttention
 from torch import Tensor, nn
 
 from infsa_models.heads import merge_heads, split_heads
+from infsa_models.pieces import joined, made_again, token_pieces
+
+EPSILON = 1e-4
+GENERALIZED_EPSILON = 1e-3
 
 
 class PerformerAttention(nn.Module):
@@ -33,6 +41,7 @@ class PerformerAttention(nn.Module):
     Args:
         nb_features: number of random features m; int(d ln d) by default.
         qkv_bias: biases in the three projections; the package has none by default.
+        generalized: features ``relu(u) + 1e-3`` in place of exponentials, the package's ``generalized_attention``.
     """
 
     def __init__(
@@ -44,6 +53,7 @@ class PerformerAttention(nn.Module):
         class_token: bool = True,
         nb_features: int | None = None,
         qkv_bias: bool = False,
+        generalized: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -55,7 +65,7 @@ class PerformerAttention(nn.Module):
         self.to_out = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
         # The orthogonal blocks need a QR decomposition, so real numbers, also when the model is built on meta.
         with torch.device("cpu"):
-            fast_attention = Float32FastAttention(embed_dim // num_heads, nb_features)
+            fast_attention = Float32FastAttention(embed_dim // num_heads, nb_features, generalized_attention=generalized)
         target = torch.get_default_device() if device is None else device
         self.fast_attention = fast_attention.to(device=target, dtype=dtype)
 
@@ -65,6 +75,89 @@ class PerformerAttention(nn.Module):
         value = split_heads(self.to_v(x), self.num_heads)
         mixed = self.fast_attention(query, key, value)
         return self.to_out(merge_heads(mixed))
+
+
+class KeySums(NamedTuple):
+    """What tokens leave behind as keys and values, without the epsilon of their features.
+
+    Attributes:
+        maximum: of the exponents ``u``, which the features are divided by the exponential of.
+        features: their sum over the tokens.
+        feature_values: the sum of their products with the values.
+        values: the sum of the values.
+    """
+
+    maximum: Float[Tensor, "batch 1 heads 1"]
+    features: Float[Tensor, "batch heads features"]
+    feature_values: Float[Tensor, "batch heads features head_dim"]
+    values: Float[Tensor, "batch heads 1 head_dim"]
+
+
+class FastPerformerAttention(PerformerAttention):
+    """The same layer, options, parameters and random features, piece by piece."""
+
+    output_projection: ClassVar[str] = "to_out"
+
+    def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
+        batch, tokens, _ = x.shape
+        pieces = token_pieces(batch, tokens)
+        if len(pieces) == 1:
+            sums = self._key_sums(x)
+        else:
+            sums = _added([KeySums(*made_again(lambda piece: self._key_sums(x[:, piece]), piece)) for piece in pieces])
+        epsilon = GENERALIZED_EPSILON if self.fast_attention.generalized_attention else EPSILON
+        features = sums.features + epsilon * tokens
+        feature_values = sums.feature_values + epsilon * sums.values
+        # What a query's own epsilon adds.
+        all_features = epsilon * features.sum(dim=-1)[:, None, :, None]
+        all_feature_values = epsilon * feature_values.sum(dim=-2)[:, None]
+
+        def read(piece: slice) -> Tensor:
+            query = self.to_q(x[:, piece])
+            with torch.autocast(x.device.type, enabled=False):
+                query_features, _ = self._features(query, (-1,))
+                by_head = query_features.transpose(1, 2)
+                numerator = (by_head @ feature_values).transpose(1, 2) + all_feature_values
+                denominator = (by_head @ features.unsqueeze(-1)).transpose(1, 2) + all_features
+                mixed = (numerator / denominator).flatten(2).to(query.dtype)
+            return self.to_out(mixed)
+
+        return joined(read, pieces)
+
+    def _key_sums(self, x: Float[Tensor, "batch piece embed_dim"]) -> KeySums:
+        key, value = self.to_k(x), self.to_v(x)
+        with torch.autocast(x.device.type, enabled=False):
+            features, maximum = self._features(key, (1, -1))
+            by_head = split_heads(value.to(features.dtype), self.num_heads)
+            feature_values = features.permute(0, 2, 3, 1) @ by_head
+            return KeySums(maximum, features.sum(dim=1), feature_values, by_head.sum(dim=-2, keepdim=True))
+
+    def _features(
+        self, x: Float[Tensor, "batch piece embed_dim"], stabilized_over: tuple[int, ...]
+    ) -> tuple[Float[Tensor, "batch piece heads features"], Float[Tensor, "batch _ heads 1"]]:
+        """Return the features without their epsilon, at least in float32, and the maximum that they are relative to."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (self.num_heads, -1))
+        head_dim = x.shape[-1]
+        random_features: Tensor = self.fast_attention.projection_matrix.to(x.dtype)
+        exponents = x @ (random_features.T * head_dim**-0.25)
+        maximum = exponents.detach().amax(dim=stabilized_over, keepdim=True)
+        if self.fast_attention.generalized_attention:
+            return exponents.relu_(), torch.zeros_like(maximum)
+        half_squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / (2 * head_dim**0.5)
+        # In place, which autograd allows here: the product does not need its result.
+        return exponents.sub_(half_squares + maximum).exp_(), maximum
+
+
+def _added(parts: list[KeySums]) -> KeySums:
+    """Return the sums over all parts, relative to the largest of their maxima."""
+    maximum = torch.stack([part.maximum for part in parts]).amax(dim=0)
+    features, feature_values = 0, 0
+    for part in parts:
+        factor = torch.exp(part.maximum - maximum)[:, 0]
+        features = features + factor * part.features
+        feature_values = feature_values + factor.unsqueeze(-1) * part.feature_values
+    values = torch.stack([part.values for part in parts]).sum(dim=0)
+    return KeySums(maximum, features, feature_values, values)
 
 
 class Float32FastAttention(FastAttention):  # type: ignore[misc]  # the package has no types

@@ -16,17 +16,22 @@ conv(V) passes its value through.
 Source: Lu et al. 2021 (arXiv 2110.11945); fudan-zvg/SOFT, ``SoftmaxFreeAttention`` with its pure-torch kernel.
 Departures: 49 pooled landmarks by default; the kernels, Newton and their products run in float32 at least: K1^T V
 is a sum over all tokens without normalisation, and the distances are differences of large numbers.
+Fast: ``K1 (Newton(K2) (K1^T V))``, which multiplies N x m by m x d in place of m x m; landmarks from the averaged tokens
+(``pool(x) Wq``); the squared norms are added, not multiplied with ones; conv(V) leaves the layout of the tokens as it is;
+no more of the N x m kernel than one piece of the tokens.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from infsa_models.heads import merge_heads, split_heads
+from infsa_models.patches import depthwise, image_to_tokens, patches_of, tokens_to_image
+from infsa_models.pieces import joined, made_again, token_pieces
 
 LANDMARK_SIDE = 7
 DIAGONAL = 0.01
@@ -77,6 +82,69 @@ class SoftAttention(nn.Module):
         value = split_heads(self.W_v(x), self.num_heads)
         mixed = self.attn(query, value)
         return self.ff(merge_heads(mixed))
+
+
+class FastSoftAttention(SoftAttention):
+    """The same layer, options and parameters, piece by piece."""
+
+    output_projection: ClassVar[str] = "ff"
+
+    def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
+        batch, tokens, _ = x.shape
+        core, class_tokens = self.attn, int(self.attn.class_token)
+        pieces = token_pieces(batch, tokens)
+        value = self.W_v(x)
+        landmarks = self._landmarks(x)
+        accumulate = landmarks.dtype
+
+        def token_kernel(piece: slice) -> Tensor:
+            query = self.W_q(x[:, piece])
+            with torch.autocast(x.device.type, enabled=False):
+                query = split_heads(query.to(accumulate), self.num_heads) * query_scale
+                return squared_exponential(query, landmarks)
+
+        def collect(piece: slice) -> tuple[Tensor, Tensor | None]:
+            kernel = token_kernel(piece)
+            with torch.autocast(x.device.type, enabled=False):
+                collected = kernel.transpose(-2, -1) @ split_heads(value[:, piece].to(accumulate), self.num_heads)
+            return collected, kernel if len(pieces) == 1 else None
+
+        query_scale = (x.shape[-1] // self.num_heads) ** -0.25
+        if len(pieces) == 1:
+            collected, only_kernel = collect(pieces[0])
+        else:
+            collected = torch.stack([made_again(lambda piece: collect(piece)[0], piece) for piece in pieces]).sum(dim=0)
+            only_kernel = None
+        with torch.autocast(x.device.type, enabled=False):
+            inverse = newton_inverse(squared_exponential(landmarks, landmarks), core.newton_steps)
+            collected = inverse @ collected
+        local = core.convolved_patches(value)
+
+        def read(piece: slice) -> Tensor:
+            kernel = token_kernel(piece) if only_kernel is None else only_kernel
+            with torch.autocast(x.device.type, enabled=False):
+                mixed = merge_heads(kernel @ collected).to(value.dtype)
+            if piece.start < class_tokens:
+                mixed[:, :class_tokens] += value[:, :class_tokens]
+                mixed[:, class_tokens:] += local[:, patches_of(piece, class_tokens)]
+            else:
+                mixed += local[:, patches_of(piece, class_tokens)]
+            return self.ff(mixed)
+
+        return joined(read, pieces)
+
+    def _landmarks(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch heads landmarks head_dim"]:
+        """Return the landmarks, at least in float32. An average of queries is the query of the average."""
+        core, class_tokens = self.attn, int(self.attn.class_token)
+        if isinstance(core.Qlandmark_op, nn.AdaptiveAvgPool2d):
+            pooled = core.Qlandmark_op(tokens_to_image(x[:, class_tokens:], core.grid))
+            query = split_heads(self.W_q(image_to_tokens(pooled)), self.num_heads)
+            query = query / query.shape[-1] ** 0.25
+            landmarks = core.Qnorm_act(query.flatten(0, 1)).unflatten(0, query.shape[:2])
+        else:
+            query = split_heads(self.W_q(x), self.num_heads)
+            landmarks = core.landmarks(query / query.shape[-1] ** 0.25)
+        return landmarks.to(torch.promote_types(landmarks.dtype, torch.float32))
 
 
 class SoftCore(nn.Module):
@@ -147,6 +215,14 @@ class SoftCore(nn.Module):
         reduced = self.Qlandmark_op(images).flatten(2).transpose(1, 2)
         return self.Qnorm_act(reduced).unflatten(0, query.shape[:2])
 
+    def convolved_patches(
+        self, value: Float[Tensor, "batch tokens embed_dim"]
+    ) -> Float[Tensor, "batch patches embed_dim"]:
+        """Return conv(V) of the patches of merged values, in their layout: each channel with the kernel of its head."""
+        head_dim = value.shape[-1] // self.num_heads
+        weight = self.conv.weight.to(value.dtype).repeat_interleave(head_dim, dim=0)
+        return depthwise(value[:, int(self.class_token) :], self.grid, weight, None)
+
     def _convolve(
         self, value: Float[Tensor, "batch heads tokens head_dim"]
     ) -> Float[Tensor, "batch heads tokens head_dim"]:
@@ -156,6 +232,17 @@ class SoftCore(nn.Module):
         images = patches.permute(0, 3, 1, 2).reshape(batch * head_dim, heads, *self.grid)
         convolved = self.conv(images).reshape(batch, head_dim, heads, -1).permute(0, 2, 3, 1)
         return torch.cat([value[:, :, :1], convolved], dim=2) if self.class_token else convolved
+
+
+def squared_exponential(
+    rows: Float[Tensor, "batch heads rows head_dim"], columns: Float[Tensor, "batch heads columns head_dim"]
+) -> Float[Tensor, "batch heads rows columns"]:
+    """Return ``exp(-|r - c|^2 / 2)``, as ``gaussian_kernel`` does, with one product and no further N x m tensor."""
+    half_row_squares = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).square() / 2
+    half_column_squares = torch.linalg.vector_norm(columns, dim=-1).square().unsqueeze(-2) / 2
+    exponents = rows @ columns.transpose(-2, -1)
+    # In place, which autograd allows here: neither product nor sums need their results.
+    return exponents.sub_(half_row_squares).sub_(half_column_squares).exp_()
 
 
 def gaussian_kernel(
