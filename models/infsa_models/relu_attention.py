@@ -64,9 +64,7 @@ def _merged(x: Float[Tensor, "heads rows head_dim"]) -> Float[Tensor, "rows chan
 
 
 @torch.library.custom_op("infsa::relu_attention", mutates_args=())
-def _relu_attention(
-    query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float
-) -> tuple[Tensor, Tensor]:
+def _relu_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float) -> tuple[Tensor, Tensor]:
     accumulate = torch.promote_types(query.dtype, torch.float32)
     mixed = torch.empty_like(value)
     square_sum = torch.zeros(query.shape[0], num_heads, device=query.device, dtype=accumulate)

@@ -1,8 +1,11 @@
-"""Every golden file (inputs, weights and outputs of the official code) against our ``reference``.
+"""Every golden file (inputs, weights and outputs of the official code) against ``reference`` and ``fast``.
 
 A file holds ``meta`` (JSON: mechanism, hyper-parameters, grid, tolerances), ``in_*``, ``w_<official parameter name>``,
 ``out`` and ``mid_*`` (intermediate results). Each runs in float64 and in float32 under its own tolerance; every array
 of a file is either used or checked. A file or an array that this test does not know is a failure, never a skip.
+
+``fast`` computes most intermediate results in another form or not at all, so only its ``out`` is compared. It has no
+core that takes queries, keys and values: it gets them side by side as its tokens, and projections that select them.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +25,19 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from infsa_models import spectral
-from infsa_models.mechanisms.agent import AgentAttention
-from infsa_models.mechanisms.flatten import FlattenAttention
-from infsa_models.mechanisms.infsa_linear import LinearInfsaAttention, linear_infsa, linear_infsa_scores
-from infsa_models.mechanisms.infsa_pure import PureInfsaAttention, pure_infsa, pure_infsa_scores
-from infsa_models.mechanisms.linformer import LinformerAttention
-from infsa_models.mechanisms.mlla import MllaAttention, MllaCore, RotaryTable, tokens_to_image
-from infsa_models.mechanisms.performer import Float32FastAttention, PerformerAttention
-from infsa_models.mechanisms.soft import DIAGONAL, SoftAttention, gaussian_kernel, newton_inverse
-from infsa_models.mechanisms.softmax import SoftmaxAttention
+from infsa_models.mechanisms.infsa_linear import linear_infsa, linear_infsa_scores
+from infsa_models.mechanisms.infsa_pure import pure_infsa, pure_infsa_scores
+from infsa_models.mechanisms.mlla import FastMllaCore, MllaCore, RotaryTable, SeparableRotaryTable
+from infsa_models.mechanisms.performer import Float32FastAttention
+from infsa_models.mechanisms.soft import DIAGONAL, gaussian_kernel, newton_inverse
+from infsa_models.patches import tokens_to_image
+from infsa_models.registry import MECHANISMS, load_class
+
+IMPLEMENTATIONS = ("reference", "fast")
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+INFSA_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 # Projection matrices of Performer are inputs of a golden file; in our modules they are a buffer.
 RENAMED_WEIGHTS = {"in_projection": "fast_attention.projection_matrix"}
@@ -45,6 +50,16 @@ class Golden:
     meta: Mapping[str, Any]
     arrays: Mapping[str, Tensor]
     dtype: torch.dtype
+    implementation: str
+
+    @property
+    def is_fast(self) -> bool:
+        return self.implementation == "fast"
+
+    def layer(self, *args: Any, **options: Any) -> nn.Module:
+        """Build the mechanism of the file."""
+        mechanism = MECHANISMS[self.meta["mechanism"].replace("_", "-")]
+        return load_class(mechanism.implementations[self.implementation])(*args, **options, dtype=self.dtype)
 
     @property
     def hyper(self) -> Mapping[str, Any]:
@@ -84,12 +99,12 @@ def runs(mechanism: str, level: str) -> Callable[[Runner], Runner]:
     return register
 
 
-def load(path: Path, dtype_name: str) -> Golden:
+def load(path: Path, dtype_name: str, implementation: str = "reference") -> Golden:
     with np.load(path) as stored:
         meta = json.loads(str(stored["meta"]))
         # in_A and the like are exact in float32 or rounded once; the tolerances allow for it.
         arrays = {name: torch.from_numpy(stored[name]).to(DTYPES[dtype_name]) for name in stored if name != "meta"}
-    return Golden(meta, arrays, DTYPES[dtype_name])
+    return Golden(meta, arrays, DTYPES[dtype_name], implementation)
 
 
 def compute(golden: Golden) -> Results:
@@ -104,6 +119,8 @@ def compute(golden: Golden) -> Results:
 def excess(golden: Golden, results: Results) -> dict[str, float]:
     """Return, by array, the largest error as a multiple of what the file tolerates."""
     expected = {name for name in golden.arrays if name == "out" or name.startswith("mid_")}
+    if golden.is_fast:
+        results, expected = {"out": results["out"]}, {"out"}
     assert set(results) == expected, f"checked {sorted(results)}, the file has {sorted(expected)}"
     tolerance = golden.meta["tolerance"][str(golden.dtype).removeprefix("torch.")]
     ratios = {}
@@ -162,20 +179,42 @@ def recorded_calls(owner: Any, name: str) -> Iterator[list[Tensor]]:
         yield outputs
 
 
-def only_stored(golden: Golden, results: Results) -> Results:
-    """Leave out the intermediate results that this file does not hold (the DERIVED files hold fewer)."""
-    return {name: value for name, value in results.items() if name in golden.arrays}
+def out_and_intermediate(golden: Golden, out: Tensor, intermediate: Callable[[], Results]) -> Results:
+    """Return what the file holds of both (the DERIVED files hold fewer); ``fast`` has no intermediate results."""
+    results = {} if golden.is_fast else intermediate()
+    return {"out": out} | {name: value for name, value in results.items() if name in golden.arrays}
+
+
+def mixed_from_selected(golden: Golden, names: tuple[str, str, str], out_name: str, **options: Any) -> Tensor:
+    """Return what the layer of the file makes of given queries, keys and values, by head.
+
+    Its tokens are the three side by side, its projections ``names`` select them, the one called ``out_name`` changes
+    nothing. It has three times the heads; all but the first third select nothing.
+    """
+    given = [golden[name].transpose(1, 2).flatten(2) for name in ("in_q", "in_k", "in_v")]
+    heads, width = golden["in_q"].shape[1], given[0].shape[-1]
+    layer = golden.layer(3 * width, 3 * heads, grid=(1, given[0].shape[1]), class_token=False, **options)
+    if "in_projection" in golden.arrays:
+        layer.fast_attention.projection_matrix.copy_(golden["in_projection"])
+    for index, name in enumerate(names):
+        projection = layer.get_submodule(name)
+        projection.weight.zero_()
+        projection.weight[:width, index * width : (index + 1) * width] = torch.eye(width)
+    layer.get_submodule(out_name).weight.copy_(torch.eye(3 * width))
+    for name, parameter in layer.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+    mixed = layer(torch.cat(given, dim=-1))[..., :width]
+    return mixed.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 @runs("softmax", "module")
 def run_softmax(golden: Golden) -> Results:
-    module = SoftmaxAttention(
-        **golden.options(embed_dim="dim", num_heads="num_heads"), **golden.tokens_grid(), dtype=golden.dtype
-    )
+    module = golden.layer(**golden.options(embed_dim="dim", num_heads="num_heads"), **golden.tokens_grid())
     golden.load_into(module)
     with SoftmaxRecorder() as softmax:
         out = module(golden["in_x"])
-    return {"out": out, "mid_attn_b0h0": softmax.results[0][0, 0]}
+    return out_and_intermediate(golden, out, lambda: {"mid_attn_b0h0": softmax.results[0][0, 0]})
 
 
 @runs("linformer", "module")
@@ -183,17 +222,17 @@ def run_linformer(golden: Golden) -> Results:
     options = golden.options(
         embed_dim="dim", num_heads="heads", k="k", share_kv="share_kv", one_kv_head="one_kv_head", seq_len="seq_len"
     )
-    module = LinformerAttention(**options, **golden.tokens_grid(), dtype=golden.dtype)
+    module = golden.layer(**options, **golden.tokens_grid())
     golden.load_into(module)
     with SoftmaxRecorder() as softmax:
         out = module(golden["in_x"])
-    return {"out": out, "mid_attn_b0h0": softmax.results[0][0, 0]}
+    return out_and_intermediate(golden, out, lambda: {"mid_attn_b0h0": softmax.results[0][0, 0]})
 
 
 @runs("performer", "module")
 def run_performer(golden: Golden) -> Results:
     options = golden.options(embed_dim="dim", num_heads="heads", nb_features="nb_features", qkv_bias="qkv_bias")
-    module = PerformerAttention(**options, **golden.tokens_grid(), dtype=golden.dtype)
+    module = golden.layer(**options, **golden.tokens_grid())
     golden.load_into(module)
     return {"out": module(golden["in_x"])}
 
@@ -201,6 +240,9 @@ def run_performer(golden: Golden) -> Results:
 @runs("performer", "core")
 def run_performer_core(golden: Golden) -> Results:
     generalized = golden.hyper["generalized_attention"]
+    if golden.is_fast:
+        options = {"nb_features": golden.hyper["nb_features"], "generalized": generalized}
+        return {"out": mixed_from_selected(golden, ("to_q", "to_k", "to_v"), "to_out", **options)}
     core = Float32FastAttention(
         golden.hyper["dim_heads"], golden.hyper["nb_features"], generalized_attention=generalized
     )
@@ -215,12 +257,13 @@ def run_soft(golden: Golden) -> Results:
     options = golden.options(
         embed_dim="dim", num_heads="num_heads", ratio="ratio", conv_size="conv_size", newton_steps="max_iter"
     )
-    module = SoftAttention(**options, **golden.tokens_grid(), dtype=golden.dtype)
+    module = golden.layer(**options, **golden.tokens_grid())
     golden.load_into(module)
     with recorded_calls(module.attn, "landmarks") as landmarks, recorded_outputs(module.attn) as mixed:
         out = module(golden["in_x"])
-    results = {"out": out, "mid_landmarks_b0h0": landmarks[0][0, 0], "mid_premerge_b0h0": mixed[0][0, 0]}
-    return only_stored(golden, results)
+    return out_and_intermediate(
+        golden, out, lambda: {"mid_landmarks_b0h0": landmarks[0][0, 0], "mid_premerge_b0h0": mixed[0][0, 0]}
+    )
 
 
 @runs("flatten", "module")
@@ -229,55 +272,61 @@ def run_flatten(golden: Golden) -> Results:
         embed_dim="dim", num_heads="num_heads", focusing_factor="focusing_factor", kernel_size="kernel_size"
     )
     fused = "w_qkv.weight" in golden.arrays
-    module = FlattenAttention(**options, **golden.tokens_grid(), fused_qkv=fused, dtype=golden.dtype)
+    module = golden.layer(**options, **golden.tokens_grid(), fused_qkv=fused)
     golden.load_into(module)
     with recorded_outputs(module.dwc) as convolved:
         out = module(golden["in_x"])
-    return only_stored(golden, {"out": out, "mid_dwc_b0h0": convolved[0][0].flatten(1)})
+    return out_and_intermediate(golden, out, lambda: {"mid_dwc_b0h0": convolved[0][0].flatten(1)})
 
 
 @runs("agent", "module")
 def run_agent(golden: Golden) -> Results:
     options = golden.options(embed_dim="dim", num_heads="num_heads", agent_num="agent_num")
-    module = AgentAttention(**options, **golden.tokens_grid(), dtype=golden.dtype)
+    module = golden.layer(**options, **golden.tokens_grid())
     golden.load_into(module)
     with SoftmaxRecorder() as softmax, recorded_outputs(module.pool) as agents:
         out = module(golden["in_x"])
-    return {
-        "out": out,
-        "mid_agent_attn_b0h0": softmax.results[0][0, 0],
-        "mid_q_attn_b0h0": softmax.results[1][0, 0],
-        "mid_agent_tokens_b0": agents[0][0],
-    }
+    return out_and_intermediate(
+        golden,
+        out,
+        lambda: {
+            "mid_agent_attn_b0h0": softmax.results[0][0, 0],
+            "mid_q_attn_b0h0": softmax.results[1][0, 0],
+            "mid_agent_tokens_b0": agents[0][0],
+        },
+    )
 
 
 @runs("mlla", "rope")
 def run_rope(golden: Golden) -> Results:
-    table = RotaryTable(tuple(golden.meta["grid"]), golden.hyper["dim"], dtype=golden.dtype)
-    return {"out": table(golden["in_x"]), "mid_rotations": table.rotations}
+    table_class = SeparableRotaryTable if golden.is_fast else RotaryTable
+    table = table_class(tuple(golden.meta["grid"]), golden.hyper["dim"], dtype=golden.dtype)
+    return out_and_intermediate(golden, table(golden["in_x"]), lambda: {"mid_rotations": table.rotations})
 
 
 @runs("mlla", "attention")
 def run_mlla_core(golden: Golden) -> Results:
-    core = MllaCore(
+    core_class = FastMllaCore if golden.is_fast else MllaCore
+    core = core_class(
         **golden.options(embed_dim="dim", num_heads="num_heads"), **golden.tokens_grid(), dtype=golden.dtype
     )
     golden.load_into(core)
     with recorded_outputs(core.rope) as rotated, recorded_outputs(core.lepe) as local:
         out = core(golden["in_x"])
-    results = {"out": out, "mid_lepe_b0": local[0][0, :4], "mid_q_rope_b0_ch0_7": rotated[0][0, :, :, :8]}
-    return only_stored(golden, results)
+    return out_and_intermediate(
+        golden, out, lambda: {"mid_lepe_b0": local[0][0, :4], "mid_q_rope_b0_ch0_7": rotated[0][0, :, :, :8]}
+    )
 
 
 class MllaBlock(nn.Module):
     """The official block around our mixer: two positional convolutions, two layer norms and an MLP."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, grid: tuple[int, int], dtype: torch.dtype) -> None:
+    def __init__(self, mixer: nn.Module, dim: int, mlp_ratio: float, grid: tuple[int, int], dtype: torch.dtype) -> None:
         super().__init__()
         self.grid = grid
         self.cpe1 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, dtype=dtype)
         self.norm1 = nn.LayerNorm(dim, dtype=dtype)
-        self.mixer = MllaAttention(dim, num_heads, grid=grid, class_token=False, dtype=dtype)
+        self.mixer = mixer
         self.cpe2 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, dtype=dtype)
         self.norm2 = nn.LayerNorm(dim, dtype=dtype)
         self.mlp = nn.Sequential()
@@ -294,10 +343,9 @@ class MllaBlock(nn.Module):
 
 @runs("mlla", "block")
 def run_mlla_block(golden: Golden) -> Results:
+    mixer = golden.layer(**golden.options(embed_dim="dim", num_heads="num_heads"), **golden.tokens_grid())
     block = MllaBlock(
-        **golden.options(dim="dim", num_heads="num_heads", mlp_ratio="mlp_ratio"),
-        grid=tuple(golden.meta["grid"]),
-        dtype=golden.dtype,
+        mixer, **golden.options(dim="dim", mlp_ratio="mlp_ratio"), grid=tuple(golden.meta["grid"]), dtype=golden.dtype
     )
     # The official block holds the mixer's parts directly, not in a module of their own.
     ours = ("cpe1.", "norm1.", "cpe2.", "norm2.", "mlp.")
@@ -306,11 +354,15 @@ def run_mlla_block(golden: Golden) -> Results:
     core = block.mixer.attn
     with recorded_outputs(core.rope) as rotated, recorded_outputs(core.lepe) as local:
         out = block(golden["in_x"])
-    return {"out": out, "mid_lepe_b0": local[0][0, :4], "mid_q_rope_b0_ch0_7": rotated[0][0, :, :, :8]}
+    return out_and_intermediate(
+        golden, out, lambda: {"mid_lepe_b0": local[0][0, :4], "mid_q_rope_b0_ch0_7": rotated[0][0, :, :, :8]}
+    )
 
 
 @runs("infsa_pure", "core")
 def run_pure_core(golden: Golden) -> Results:
+    if golden.is_fast:
+        return {"out": mixed_from_selected(golden, INFSA_PROJECTIONS, "out_proj", rho=golden.hyper["rho"])}
     query, key, value = golden["in_q"], golden["in_k"], golden["in_v"]
     rho = query.new_tensor(golden.hyper["rho"])
     matrix, remainder = pure_infsa_scores(query, key)
@@ -319,15 +371,16 @@ def run_pure_core(golden: Golden) -> Results:
 
 @runs("infsa_pure", "module")
 def run_pure(golden: Golden) -> Results:
-    module = PureInfsaAttention(
-        **golden.options(embed_dim="dim", num_heads="heads"), **golden.tokens_grid(), dtype=golden.dtype
-    )
+    module = golden.layer(**golden.options(embed_dim="dim", num_heads="heads"), **golden.tokens_grid())
     golden.load_into(module)
     return {"out": module(golden["in_x"])}
 
 
 @runs("infsa_linear", "core")
 def run_linear_core(golden: Golden) -> Results:
+    if golden.is_fast:
+        out = mixed_from_selected(golden, INFSA_PROJECTIONS, "out_proj", tie_qk=False, rho=golden.hyper["rho"])
+        return {"out": out[:, :, :1]}
     query, key, value = golden["in_q"], golden["in_k"], golden["in_v"]
     rho = query.new_tensor(golden.hyper["rho"])
     out = linear_infsa(query, key, value, rho)
@@ -339,9 +392,7 @@ def run_linear_core(golden: Golden) -> Results:
 @runs("infsa_linear", "module")
 def run_linear(golden: Golden) -> Results:
     tied = golden.hyper["tied_qk"]
-    module = LinearInfsaAttention(
-        **golden.options(embed_dim="dim", num_heads="heads"), **golden.tokens_grid(), tie_qk=tied, dtype=golden.dtype
-    )
+    module = golden.layer(**golden.options(embed_dim="dim", num_heads="heads"), **golden.tokens_grid(), tie_qk=tied)
     if tied:
         # The official module has no tied form: its file holds the same projection twice.
         for part in ("weight", "bias"):
@@ -400,9 +451,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("golden_path", paths, ids=[path.name for path in paths])
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype_name", DTYPES)
-def test_golden(golden_path: Path, dtype_name: str) -> None:
-    check(load(golden_path, dtype_name))
+def test_golden(golden_path: Path, dtype_name: str, implementation: str) -> None:
+    check(load(golden_path, dtype_name, implementation))
 
 
 # Golden file, the constant to change, its wrong value.
@@ -416,10 +468,13 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_wrong_constant_is_caught(mistake: str, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_constant_is_caught(
+    mistake: str, implementation: str, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file_name, constant, wrong = MISTAKES[mistake]
-    golden = load(pytestconfig.getoption("--golden-dir") / file_name, "float64")
+    golden = load(pytestconfig.getoption("--golden-dir") / file_name, "float64", implementation)
     check(golden)
     monkeypatch.setattr(f"infsa_models.mechanisms.{constant}", wrong)
     with pytest.raises(AssertionError):
@@ -428,7 +483,7 @@ def test_a_wrong_constant_is_caught(mistake: str, pytestconfig: pytest.Config, m
 
 def test_a_wrong_weight_is_caught(pytestconfig: pytest.Config) -> None:
     golden = load(pytestconfig.getoption("--golden-dir") / "softmax_g8x8_h4_cls1.npz", "float32")
-    doubled = Golden(golden.meta, {**golden.arrays, "w_proj.bias": 2 * golden["w_proj.bias"]}, golden.dtype)
+    doubled = replace(golden, arrays={**golden.arrays, "w_proj.bias": 2 * golden["w_proj.bias"]})
     with pytest.raises(AssertionError):
         check(doubled)
 
@@ -436,13 +491,13 @@ def test_a_wrong_weight_is_caught(pytestconfig: pytest.Config) -> None:
 def test_an_unknown_file_is_an_error(pytestconfig: pytest.Config) -> None:
     golden = load(pytestconfig.getoption("--golden-dir") / "softmax_g8x8_h4_cls1.npz", "float32")
     with pytest.raises(KeyError, match="no way to run"):
-        compute(Golden({**golden.meta, "mechanism": "unheard-of"}, golden.arrays, golden.dtype))
+        compute(replace(golden, meta={**golden.meta, "mechanism": "unheard-of"}))
 
 
 def test_an_unknown_intermediate_is_an_error(pytestconfig: pytest.Config) -> None:
     golden = load(pytestconfig.getoption("--golden-dir") / "softmax_g8x8_h4_cls1.npz", "float32")
     with pytest.raises(AssertionError, match="mid_new"):
-        check(Golden(golden.meta, {**golden.arrays, "mid_new": golden["out"]}, golden.dtype))
+        check(replace(golden, arrays={**golden.arrays, "mid_new": golden["out"]}))
 
 
 def test_newton_gradient_is_that_of_the_inverse() -> None:

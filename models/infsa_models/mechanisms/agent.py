@@ -212,7 +212,9 @@ class FastAgentAttention(AgentAttention):
         def read(rows: slice) -> Tensor:
             tokens = tokens_of(rows, self.grid, class_tokens)
             query = split_heads(F.linear(x[:, tokens], *query_projection), self.num_heads)
-            rows_bias, columns_bias = (table[0].permute(0, 3, 1, 2) for table in (self.ha_bias[:, :, rows], self.wa_bias))
+            rows_bias, columns_bias = (
+                table[0].permute(0, 3, 1, 2) for table in (self.ha_bias[:, :, rows], self.wa_bias)
+            )
             bias = self._bias(token_table, rows_bias, columns_bias, rows)
             if rows.start == 0 and self.class_token:
                 bias = torch.cat([self.ca_bias[0].transpose(-2, -1), bias], dim=-1)

@@ -136,9 +136,7 @@ class FastLinearInfsaAttention(LinearInfsaAttention):
 
     def _projections(self) -> Projections:
         key, value = self.q_proj if self.k_proj is None else self.k_proj, self.v_proj
-        return Projections(
-            self.q_proj.weight, self.q_proj.bias, key.weight, key.bias, value.weight, value.bias
-        )
+        return Projections(self.q_proj.weight, self.q_proj.bias, key.weight, key.bias, value.weight, value.bias)
 
     def _compute_dtype(self) -> torch.dtype:
         weight = self.q_proj.weight
@@ -262,7 +260,8 @@ def _shares(
     weights: Float[Tensor, "batch piece heads"], total: Float[Tensor, "batch heads"]
 ) -> Float[Tensor, "batch piece heads"]:
     """Return each token's share of the total, times WEIGHT_SCALE; zeros where the total is zero."""
-    return weights * (WEIGHT_SCALE / total.clamp(min=torch.finfo(total.dtype).tiny)).unsqueeze(1)
+    smallest = WEIGHT_SCALE * torch.finfo(total.dtype).tiny
+    return weights * (WEIGHT_SCALE / total.clamp(min=smallest)).unsqueeze(1)
 
 
 def _power_of_two(x: Float[Tensor, "batch heads head_dim"]) -> Float[Tensor, "batch heads"]:

@@ -83,6 +83,8 @@ class FastPureInfsaAttention(PureInfsaAttention):
         with torch.autocast(x.device.type, enabled=False):
             norm = square_sum.clamp(min=torch.finfo(square_sum.dtype).tiny).sqrt()
             factor = torch.sigmoid(self.rho_logit).to(norm.dtype) / (norm + power * EPSILON)
+            # A head without affinities gives zero whatever the factor: one that float16 can hold.
+            factor = torch.where(square_sum > 0, factor, 0)
         return self._projected(mixed, factor)
 
     def _projected(

@@ -60,9 +60,7 @@ class MllaAttention(nn.Module):
         self.in_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
         self.act_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
         self.dwc = nn.Conv2d(embed_dim, embed_dim, 3, padding=1, groups=embed_dim, device=device, dtype=dtype)
-        self.attn = self.make_core(
-            embed_dim, num_heads, grid=grid, class_token=class_token, device=device, dtype=dtype
-        )
+        self.attn = self.make_core(embed_dim, num_heads, grid=grid, class_token=class_token, device=device, dtype=dtype)
         self.out_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
 
     def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:

@@ -65,7 +65,9 @@ class PerformerAttention(nn.Module):
         self.to_out = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
         # The orthogonal blocks need a QR decomposition, so real numbers, also when the model is built on meta.
         with torch.device("cpu"):
-            fast_attention = Float32FastAttention(embed_dim // num_heads, nb_features, generalized_attention=generalized)
+            fast_attention = Float32FastAttention(
+                embed_dim // num_heads, nb_features, generalized_attention=generalized
+            )
         target = torch.get_default_device() if device is None else device
         self.fast_attention = fast_attention.to(device=target, dtype=dtype)
 
