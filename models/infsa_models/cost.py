@@ -8,25 +8,30 @@ described here, once. The tests compare every formula with the built model: para
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from infsa_models.fast_layer_cost import FAST_FORMULAS, POOLED
 from infsa_models.layer_cost import (
     BACKWARD_OVER_FORWARD,
     FLOAT32_BYTES,
     FORMULAS,
     PRECISIONS,
     WITHOUT_HOST_DENSE,
+    Formula,
     Layer,
     LayerCost,
     Precision,
 )
-from infsa_models.registry import BASE_GRID, CONFIGS, EMBED_DIM, MLP_RATIO, NUM_CLASSES, PATCH_SIZE
+from infsa_models.registry import BASE_GRID, CONFIGS, EMBED_DIM, LEAN_TOKENS, MLP_RATIO, NUM_CLASSES, PATCH_SIZE
 
 Phase = Literal["infer", "train"]
 
 CHANNELS = 3
 ADAMW_STATES = 2
+
+_IMPLEMENTATIONS: Mapping[str, Mapping[str, Formula]] = {"reference": FORMULAS, "fast": FAST_FORMULAS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +39,10 @@ class Cost:
     """Cost of one iteration: the forward of one batch, for ``phase="train"`` with the backward.
 
     Attributes:
-        parameters: As built at this resolution.
+        parameters: As built at this resolution, before anything is folded.
         base_parameters: The same model at 224 x 224, as the paper reports.
-        model_bytes: What stays in memory between iterations: parameters and buffers; in training also the gradients
-            and AdamW's two states.
+        model_bytes: What stays in memory between iterations: parameters and buffers, in the inference of ``fast`` with
+            the host's dense folded away; in training also the gradients and AdamW's two states.
         matmul_flops: Of products and convolutions, a multiply-add being 2, as ``torch.utils.flop_counter`` counts
             (except that it counts the weight gradient of a depthwise convolution as that of a dense one).
         peak_activation_bytes: Peak of what one iteration creates on top of model and input, operators' private
@@ -78,8 +83,8 @@ def attention_cost(
         batch_size=batch_size,
         precision=PRECISIONS[precision],
     )
-    cost = FORMULAS[mechanism, implementation](layer)
-    base = FORMULAS[mechanism, implementation](replace(layer, grid=BASE_GRID))
+    formula = _IMPLEMENTATIONS[implementation][mechanism]
+    cost, base = formula(layer), formula(replace(layer, grid=BASE_GRID))
     train = _is_train(phase)
     return Cost(
         parameters=cost.parameters,
@@ -99,8 +104,9 @@ def vit_cost(
     batch_size: int = 1,
     phase: str = "infer",
     precision: str = "fp32",
+    cls_prune: bool = False,
 ) -> Cost:
-    """Return the cost of the model that ``build_vit`` builds from the same arguments.
+    """Return the cost of the model that ``build_vit`` builds from the same arguments, folded for inference.
 
     The peak of a forward is in a block's MLP (the block's input, the tokens before the MLP, their norm, the hidden
     layer before and after GELU; timm also keeps the first block's input) or in its mixer. The peak of a training
@@ -113,7 +119,7 @@ def vit_cost(
     """
     if resolution <= 0 or resolution % PATCH_SIZE:
         raise ValueError(f"resolution {resolution} is not a positive multiple of {PATCH_SIZE}")
-    formula, backbone, train = FORMULAS[mechanism, implementation], CONFIGS[config], _is_train(phase)
+    formula, backbone, train = _IMPLEMENTATIONS[implementation][mechanism], CONFIGS[config], _is_train(phase)
     layer = Layer(
         embed_dim=backbone.embed_dim,
         num_heads=backbone.num_heads,
@@ -123,61 +129,108 @@ def vit_cost(
         precision=PRECISIONS[precision],
     )
     base_layer = replace(layer, grid=BASE_GRID)
-    dense = mechanism not in WITHOUT_HOST_DENSE
     mixer = formula(layer)
-    parameters = _vit_parameters(layer, mixer, backbone.depth, dense)
-    peak = _train_peak(layer, mixer, backbone.depth, dense) if train else _forward_peak(layer, mixer)
+    is_fast = implementation == "fast"
+    host = _Host(
+        depth=backbone.depth,
+        dense=mechanism not in WITHOUT_HOST_DENSE,
+        folded=is_fast and not train,
+        pooled=is_fast and mechanism in POOLED,
+        lean=is_fast and batch_size * layer.tokens >= LEAN_TOKENS,
+        cls_prune=cls_prune,
+    )
+    parameters = _vit_parameters(layer, mixer, host)
+    peak = _train_peak(layer, mixer, host) if train else _forward_peak(layer, mixer, host)
+    kept_parameters = parameters - host.depth * layer.linear * (host.dense and host.folded)
     if layer.precision.autocast:
         # Every weight is cast once and the copy kept to the end of the iteration; the position embedding is not.
-        peak += layer.precision.activation_bytes * (parameters - layer.tokens * layer.embed_dim)
+        peak += layer.precision.activation_bytes * (kept_parameters - layer.tokens * layer.embed_dim)
     return Cost(
         parameters=parameters,
-        base_parameters=_vit_parameters(base_layer, formula(base_layer), backbone.depth, dense),
-        model_bytes=_model_bytes(parameters, backbone.depth * mixer.buffer_bytes, layer.precision, train),
-        matmul_flops=_vit_flops(layer, mixer, backbone.depth, dense, train),
+        base_parameters=_vit_parameters(base_layer, formula(base_layer), host),
+        model_bytes=_model_bytes(kept_parameters, backbone.depth * mixer.buffer_bytes, layer.precision, train),
+        matmul_flops=_vit_flops(layer, mixer, host, train),
         peak_activation_bytes=peak,
     )
 
 
-def _vit_parameters(layer: Layer, mixer: LayerCost, depth: int, dense: bool) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Host:
+    """What surrounds the mixers.
+
+    Attributes:
+        dense: whether a dense follows every mixer.
+        folded: whether it is multiplied into the mixer's output projection.
+        pooled: whether mixers return one row for all tokens.
+        lean: whether the host works in place (inference) or makes its MLPs again (training), piece by piece.
+        cls_prune: whether the last MLP is for the class token only.
+    """
+
+    depth: int
+    dense: bool
+    folded: bool
+    pooled: bool
+    lean: bool
+    cls_prune: bool
+
+
+def _vit_parameters(layer: Layer, mixer: LayerCost, host: _Host) -> int:
     dim = layer.embed_dim
     layer_norm = 2 * dim
     mlp = 2 * MLP_RATIO * dim * dim + (MLP_RATIO + 1) * dim
-    block = 2 * layer_norm + mixer.parameters + dense * layer.linear + mlp
+    block = 2 * layer_norm + mixer.parameters + host.dense * layer.linear + mlp
     patch_embedding = CHANNELS * PATCH_SIZE**2 * dim + dim
     class_token_and_positions = dim + layer.tokens * dim
     pooler_and_head = layer.linear + (dim + 1) * NUM_CLASSES
-    return patch_embedding + class_token_and_positions + depth * block + layer_norm + pooler_and_head
+    return patch_embedding + class_token_and_positions + host.depth * block + layer_norm + pooler_and_head
 
 
-def _vit_flops(layer: Layer, mixer: LayerCost, depth: int, dense: bool, train: bool) -> int:
+def _vit_flops(layer: Layer, mixer: LayerCost, host: _Host, train: bool) -> int:
     dim = layer.embed_dim
     patch_embedding = 2 * layer.batch_size * layer.patches * CHANNELS * PATCH_SIZE**2 * dim
-    host = depth * (dense + 2 * MLP_RATIO) * layer.linear_flops + 2 * layer.batch_size * dim * (dim + NUM_CLASSES)
-    forward = patch_embedding + host + depth * mixer.forward_flops
-    # The image has no gradient: one product less in the backward of the patch embedding.
-    backward = patch_embedding + BACKWARD_OVER_FORWARD * host + depth * mixer.backward_flops
+    linear_of_a_row = 2 * layer.batch_size * dim * dim
+    dense = (linear_of_a_row if host.pooled else layer.linear_flops) * (host.dense and not host.folded)
+    last_mlp = 2 * MLP_RATIO * (linear_of_a_row if host.cls_prune else layer.linear_flops)
+    mlps = (host.depth - 1) * 2 * MLP_RATIO * layer.linear_flops + last_mlp
+    rest = host.depth * dense + mlps + linear_of_a_row + 2 * layer.batch_size * dim * NUM_CLASSES
+    forward = patch_embedding + rest + host.depth * mixer.forward_flops
+    # The image has no gradient: one product less in the backward of the patch embedding. A lean host makes the hidden
+    # layers again: the first of an MLP's two products.
+    backward = (
+        patch_embedding + BACKWARD_OVER_FORWARD * rest + host.depth * mixer.backward_flops + host.lean * mlps // 2
+    )
     return forward + train * backward
 
 
-def _forward_peak(layer: Layer, mixer: LayerCost) -> int:
+def _forward_peak(layer: Layer, mixer: LayerCost, host: _Host) -> int:
     activation = layer.precision.activation_bytes * layer.activation
     residual = layer.precision.parameter_bytes * layer.activation
+    if host.lean:
+        # The tokens; beside them a piece of the MLP, or the mixer with its input.
+        in_mlp = residual + (residual + 2 * MLP_RATIO * activation) // layer.pieces
+        mixer_input = residual + layer.precision.autocast * activation
+        in_mixer = residual + mixer_input // (layer.pieces if host.pooled else 1) + mixer.forward_peak
+        return max(in_mlp, in_mixer)
     in_mlp = 4 * residual + 2 * MLP_RATIO * activation
     in_mixer = 3 * residual + layer.precision.autocast * activation + mixer.forward_peak
     return max(in_mlp, in_mixer)
 
 
-def _train_peak(layer: Layer, mixer: LayerCost, depth: int, dense: bool) -> int:
+def _train_peak(layer: Layer, mixer: LayerCost, host: _Host) -> int:
     activation = layer.precision.activation_bytes * layer.activation
     residual = layer.precision.parameter_bytes * layer.activation
-    # The two residual sums; the inputs of mixer, dense and MLP, the hidden layer before and after GELU.
-    block = 2 * residual + (2 + dense + 2 * MLP_RATIO) * activation + mixer.saved
+    dense = host.dense and not host.pooled
+    # The two residual sums; the inputs of mixer and dense; of the MLP the input, the hidden layer before and after GELU.
+    mlp = 0 if host.lean else (1 + 2 * MLP_RATIO) * activation
+    block = 2 * residual + (1 + dense) * activation + mlp + mixer.saved
     # The gradients of the residual sum, of the hidden layer and of a weight of the MLP.
     weight = layer.precision.activation_bytes * MLP_RATIO * layer.embed_dim**2
-    in_mlp = depth * block + residual + MLP_RATIO * activation + weight
+    hidden = MLP_RATIO * activation
+    if host.lean:
+        hidden = residual + (1 + 3 * MLP_RATIO) * activation // layer.pieces
+    in_mlp = host.depth * block + residual + hidden + weight
     # The last block's input, its norm and the gradient of the residual sum.
-    in_mixer = (depth - 1) * block + 3 * residual + mixer.train_peak
+    in_mixer = (host.depth - 1) * block + 3 * residual + mixer.train_peak
     return max(in_mlp, in_mixer)
 
 

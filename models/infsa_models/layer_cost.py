@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from infsa_models.registry import PIECE_TOKENS
+
 FLOAT32_BYTES = 4
 BACKWARD_OVER_FORWARD = 2
 """A product's backward is two products of the same size: the gradients of its two factors."""
@@ -104,6 +106,11 @@ class Layer:
     def score_bytes(self) -> int:
         """``S`` in float32."""
         return FLOAT32_BYTES * self.head_tokens
+
+    @property
+    def pieces(self) -> int:
+        """How many pieces ``fast`` takes the tokens in."""
+        return math.ceil(self.batch_size * self.tokens / PIECE_TOKENS)
 
     @property
     def linear(self) -> int:
@@ -298,16 +305,16 @@ def infsa_linear(layer: Layer) -> LayerCost:
     )
 
 
-FORMULAS: Mapping[tuple[str, str], Formula] = {
-    ("softmax", "reference"): softmax,
-    ("linformer", "reference"): linformer,
-    ("performer", "reference"): performer,
-    ("soft", "reference"): soft,
-    ("flatten", "reference"): flatten,
-    ("agent", "reference"): agent,
-    ("mlla", "reference"): mlla,
-    ("infsa-pure", "reference"): infsa_pure,
-    ("infsa-linear", "reference"): infsa_linear,
+FORMULAS: Mapping[str, Formula] = {
+    "softmax": softmax,
+    "linformer": linformer,
+    "performer": performer,
+    "soft": soft,
+    "flatten": flatten,
+    "agent": agent,
+    "mlla": mlla,
+    "infsa-pure": infsa_pure,
+    "infsa-linear": infsa_linear,
 }
 
 # Mixers whose own output projection takes the place of the host's dense.

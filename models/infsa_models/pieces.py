@@ -15,10 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-Made = TypeVar("Made")
+from infsa_models.registry import PIECE_TOKENS
 
-PIECE_TOKENS = 16_384
-"""Tokens of all images of a batch together: 33 MB of an activation of width 1024 in bfloat16."""
+Made = TypeVar("Made")
 
 
 def token_pieces(batch: int, tokens: int) -> list[slice]:
@@ -36,37 +35,41 @@ def _pieces(length: int, count: int) -> list[slice]:
     return [slice(index * length // count, (index + 1) * length // count) for index in range(count)]
 
 
+def parts_of(
+    x: Float[Tensor, "batch tokens channels"], slices: Sequence[slice]
+) -> Sequence[Float[Tensor, "batch piece channels"]]:
+    """Return the slices of ``x``, which they cover, as views.
+
+    Not one slicing each: autograd would fill a gradient of the size of ``x`` for every one of them.
+    """
+    if len(slices) == 1:
+        return [x]
+    return x.split([piece.stop - piece.start for piece in slices], dim=1)
+
+
 def joined(
-    make: Callable[[slice], Float[Tensor, "batch piece channels"]],
-    token_slices: Sequence[slice],
-    pieces: Sequence[slice] | None = None,
+    make: Callable[[int], Float[Tensor, "batch piece channels"]], slices: Sequence[slice]
 ) -> Float[Tensor, "batch tokens channels"]:
-    """Return what ``make`` returns for each of the pieces, joined along the tokens.
+    """Return what ``make`` returns for each index of consecutive slices, joined along the tokens.
 
     Where gradients are needed, several pieces are made again in the backward pass (:func:`made_again`).
-
-    Args:
-        make: called with a piece; returns the tokens of the slice beside it.
-        token_slices: consecutive, all tokens together.
-        pieces: what ``make`` is called with; the slices themselves by default.
     """
-    pieces = token_slices if pieces is None else pieces
-    if len(pieces) == 1:
-        return make(pieces[0])
+    if len(slices) == 1:
+        return make(0)
     if torch.is_grad_enabled():
-        return torch.cat([made_again(make, piece) for piece in pieces], dim=1)
-    first = make(pieces[0])
-    result = first.new_empty(first.shape[0], token_slices[-1].stop, first.shape[2])
-    result[:, token_slices[0]] = first
+        return torch.cat([made_again(make, index) for index in range(len(slices))], dim=1)
+    first = make(0)
+    result = first.new_empty(first.shape[0], slices[-1].stop, first.shape[2])
+    result[:, slices[0]] = first
     del first
-    for tokens, piece in zip(token_slices[1:], pieces[1:], strict=True):
-        result[:, tokens] = make(piece)
+    for index in range(1, len(slices)):
+        result[:, slices[index]] = make(index)
     return result
 
 
-def made_again(make: Callable[[slice], Made], piece: slice) -> Made:
-    """Return ``make(piece)``; autograd keeps nothing of it and makes it again when the gradient comes."""
+def made_again(make: Callable[[int], Made], index: int) -> Made:
+    """Return ``make(index)``; autograd keeps nothing of it and makes it again when the gradient comes."""
     if not torch.is_grad_enabled():
-        return make(piece)
-    made: Made = checkpoint(make, piece, use_reentrant=False, preserve_rng_state=False)
+        return make(index)
+    made: Made = checkpoint(make, index, use_reentrant=False, preserve_rng_state=False)
     return made

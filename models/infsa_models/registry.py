@@ -23,6 +23,11 @@ NUM_CLASSES = 1000
 BASE_GRID = (14, 14)
 """Patch grid of 224 x 224, the resolution of the learned tables that are resampled to others."""
 
+PIECE_TOKENS = 16_384
+"""Tokens of a batch that ``fast`` takes at a time: 33 MB of an activation of width 1024 in bfloat16."""
+LEAN_TOKENS = 131_072
+"""Tokens of a batch from which ``fast`` has a lean host: the ordinary one would need ten activations, 2.7 GB."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backbone:

@@ -27,10 +27,11 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from infsa_models.patches import image_to_tokens
-from infsa_models.pieces import joined, row_pieces, token_pieces
+from infsa_models.pieces import joined, parts_of, row_pieces, token_pieces
 from infsa_models.registry import (
     BASE_GRID,
     CONFIGS,
+    LEAN_TOKENS,
     MECHANISMS,
     MLP_RATIO,
     NUM_CLASSES,
@@ -40,9 +41,6 @@ from infsa_models.registry import (
 )
 
 OptionValue = str | int | float | bool
-
-LEAN_TOKENS = 131_072
-"""Tokens of a batch from which the lean host needs it: eager's peak is then 2.7 GB in bfloat16, and 10 activations."""
 
 CLS_PRUNE = "cls_prune"
 """The option of the host: the last MLP for the class token only. The logits are the same, and so are all gradients."""
@@ -66,8 +64,11 @@ class HostBlock(Block):
             x, mixed = x[:, :1], mixed[:, :1]
         x = x + mixed
         del mixed
-        pieces = token_pieces(*x.shape[:2]) if self.is_lean else [slice(None)]
-        return x + joined(lambda piece: self.mlp(self.norm2(x[:, piece])), pieces)
+        if not self.is_lean:
+            return x + self.mlp(self.norm2(x))
+        pieces = token_pieces(*x.shape[:2])
+        parts = parts_of(x, pieces)
+        return joined(lambda index: parts[index] + self.mlp(self.norm2(parts[index])), pieces)
 
     def forward_lean(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch _ embed_dim"]:
         """Add to ``x`` in place; return it, or its class token. No gradients."""
@@ -239,7 +240,7 @@ def host_attention(
             """Return the same, or one row for all tokens; a mixer that can is given one piece of its input at a time."""
             if hasattr(self.mixer, "forward_streamed"):
                 return self.dense(self.mixer.forward_streamed(piece_of, pieces))
-            return self.dense(self.mixer(joined(piece_of, pieces)))
+            return self.dense(self.mixer(joined(lambda index: piece_of(pieces[index]), pieces)))
 
         def fold_dense(self) -> None:
             """Multiply the mixer's output projection and the dense, in float64, if the mixer names the former."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from infsa_models import cost as cost_module
+from infsa_models import vit
 from infsa_models.cost import PRECISIONS, attention_cost, vit_cost
 from infsa_models.registry import BASE_GRID, CONFIGS, EMBED_DIM, MECHANISMS, PATCH_SIZE, Backbone, load_class
 from infsa_models.vit import build_vit
@@ -31,6 +34,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "amp-bf16": torch.float
 BASE_RESOLUTION = BASE_GRID[0] * PATCH_SIZE
 
 every_mechanism = pytest.mark.parametrize("mechanism", MECHANISMS)
+every_implementation = pytest.mark.parametrize("implementation", ["reference", "fast"])
 every_config = pytest.mark.parametrize("config", CONFIGS)
 
 
@@ -95,16 +99,18 @@ def trace_iteration(model: nn.Module, images: tuple[int, ...], *, phase: str, pr
 
 
 @every_mechanism
+@every_implementation
 @every_config
-def test_parameters_are_exact(mechanism: str, config: str) -> None:
-    base_cost = vit_cost(mechanism, config, BASE_RESOLUTION)
+def test_parameters_are_exact(mechanism: str, implementation: str, config: str) -> None:
+    base_cost = vit_cost(mechanism, config, BASE_RESOLUTION, implementation=implementation)
     for resolution in (224, 512, 2048):
-        cost = vit_cost(mechanism, config, resolution)
-        model = build_vit(mechanism, config, resolution, device="meta")
+        cost = vit_cost(mechanism, config, resolution, implementation=implementation)
+        model = build_vit(mechanism, config, resolution, implementation=implementation, device="meta")
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        buffer_bytes = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+        model.fold_for_inference()
+        kept = [*model.parameters(), *model.buffers()]
         assert cost.parameters == parameters
-        assert cost.model_bytes == 4 * parameters + buffer_bytes
+        assert cost.model_bytes == sum(tensor.nbytes for tensor in kept)
         assert cost.base_parameters == base_cost.parameters
 
 
@@ -126,21 +132,31 @@ def test_published_parameter_counts(mechanism: str, config: str, parameters: int
 
 @every_mechanism
 @pytest.mark.parametrize(
-    ("config", "resolution", "batch_size", "phase", "precision"),
+    ("implementation", "config", "resolution", "batch_size", "phase", "precision"),
     [
-        ("4L-64H", 224, 2, "infer", "fp32"),
-        ("2L-64H", 1024, 1, "infer", "bf16"),
-        ("2L-16H", 2048, 1, "infer", "fp32"),
-        ("2L-64H", 512, 2, "train", "fp32"),
-        ("2L-16H", 1024, 1, "train", "fp32"),
-        ("2L-16H", 1024, 1, "train", "amp-bf16"),
+        ("reference", "4L-64H", 224, 2, "infer", "fp32"),
+        ("reference", "2L-64H", 1024, 1, "infer", "bf16"),
+        ("reference", "2L-16H", 2048, 1, "infer", "fp32"),
+        ("reference", "2L-64H", 512, 2, "train", "fp32"),
+        ("reference", "2L-16H", 1024, 1, "train", "fp32"),
+        ("reference", "2L-16H", 1024, 1, "train", "amp-bf16"),
+        ("fast", "4L-64H", 224, 2, "infer", "fp32"),
+        ("fast", "2L-64H", 1024, 1, "infer", "bf16"),
+        ("fast", "2L-16H", 4096, 1, "infer", "fp32"),
+        ("fast", "2L-64H", 512, 2, "train", "fp32"),
+        ("fast", "2L-16H", 1024, 1, "train", "fp32"),
+        ("fast", "2L-16H", 1024, 1, "train", "amp-bf16"),
+        ("fast", "2L-64H", 4096, 1, "train", "amp-bf16"),
     ],
 )
 def test_flops_and_peak_of_a_model(
-    mechanism: str, config: str, resolution: int, batch_size: int, phase: str, precision: str
+    mechanism: str, implementation: str, config: str, resolution: int, batch_size: int, phase: str, precision: str
 ) -> None:
-    cost = vit_cost(mechanism, config, resolution, batch_size=batch_size, phase=phase, precision=precision)
-    model = build_vit(mechanism, config, resolution, device="meta", dtype=DTYPES[precision])
+    plan: dict[str, Any] = {"implementation": implementation}
+    cost = vit_cost(mechanism, config, resolution, batch_size=batch_size, phase=phase, precision=precision, **plan)
+    model = build_vit(mechanism, config, resolution, device="meta", dtype=DTYPES[precision], **plan)
+    if phase == "infer":
+        model.fold_for_inference()
     traced = trace_iteration(model, (batch_size, 3, resolution, resolution), phase=phase, precision=precision)
     assert cost.matmul_flops == pytest.approx(traced.matmul_flops, rel=FLOPS_TOLERANCE)
     tolerance = TRAIN_PEAK_TOLERANCE if phase == "train" else INFER_PEAK_TOLERANCE
@@ -148,11 +164,45 @@ def test_flops_and_peak_of_a_model(
 
 
 @every_mechanism
+@pytest.mark.parametrize(("phase", "precision"), [("infer", "bf16"), ("train", "amp-bf16")])
+def test_flops_and_peak_with_a_lean_host(
+    mechanism: str, phase: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lean host begins earlier here than it does: at 65,537 tokens, five pieces, that trace in seconds."""
+    for module in (vit, cost_module):
+        monkeypatch.setattr(module, "LEAN_TOKENS", 65_537)
+    cost = vit_cost(mechanism, "2L-16H", 4096, implementation="fast", phase=phase, precision=precision)
+    model = build_vit(mechanism, "2L-16H", 4096, implementation="fast", device="meta", dtype=DTYPES[precision])
+    assert model.choices(batch=1) == {"host": "lean"}
+    if phase == "infer":
+        model.fold_for_inference()
+    traced = trace_iteration(model, (1, 3, 4096, 4096), phase=phase, precision=precision)
+    assert cost.matmul_flops == pytest.approx(traced.matmul_flops, rel=FLOPS_TOLERANCE)
+    tolerance = TRAIN_PEAK_TOLERANCE if phase == "train" else INFER_PEAK_TOLERANCE
+    assert cost.peak_activation_bytes == pytest.approx(traced.peak_bytes, rel=tolerance)
+
+
+@every_mechanism
+@every_implementation
+@pytest.mark.parametrize("phase", ["infer", "train"])
+def test_flops_of_a_model_pruned_to_the_class_token(mechanism: str, implementation: str, phase: str) -> None:
+    plan: dict[str, Any] = {"implementation": implementation}
+    cost = vit_cost(mechanism, "2L-16H", 512, phase=phase, cls_prune=True, **plan)
+    model = build_vit(mechanism, "2L-16H", 512, device="meta", options={"cls_prune": True}, **plan)
+    if phase == "infer":
+        model.fold_for_inference()
+    traced = trace_iteration(model, (1, 3, 512, 512), phase=phase, precision="fp32")
+    assert cost.matmul_flops == pytest.approx(traced.matmul_flops, rel=FLOPS_TOLERANCE)
+    assert cost.matmul_flops < vit_cost(mechanism, "2L-16H", 512, phase=phase, **plan).matmul_flops
+
+
+@every_mechanism
+@every_implementation
 @pytest.mark.parametrize("num_heads", [16, 64])
-def test_flops_and_peak_of_a_layer(mechanism: str, num_heads: int) -> None:
+def test_flops_and_peak_of_a_layer(mechanism: str, implementation: str, num_heads: int) -> None:
     grid = (40, 64)
-    cost = attention_cost(mechanism, grid=grid, num_heads=num_heads)
-    mixer = load_class(MECHANISMS[mechanism].implementations["reference"])
+    cost = attention_cost(mechanism, grid=grid, num_heads=num_heads, implementation=implementation)
+    mixer = load_class(MECHANISMS[mechanism].implementations[implementation])
     layer = mixer(EMBED_DIM, num_heads, grid=grid, device="meta")
     traced = trace_iteration(layer, (1, grid[0] * grid[1] + 1, EMBED_DIM), phase="infer", precision="fp32")
     assert cost.parameters == sum(parameter.numel() for parameter in layer.parameters())

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from infsa_models.heads import merge_heads, split_heads
 from infsa_models.patches import depthwise, image_to_tokens, tokens_of, tokens_to_image, with_class_token
-from infsa_models.pieces import joined, made_again, row_pieces
+from infsa_models.pieces import joined, made_again, parts_of, row_pieces
 
 BIAS_GRID = 7
 
@@ -182,36 +182,40 @@ class FastAgentAttention(AgentAttention):
         pooled = image_to_tokens(self.pool(tokens_to_image(x[:, class_tokens:], self.grid)))
         agents = split_heads(F.linear(pooled, *query_projection), self.num_heads) * self.scale
         value = F.linear(x, *value_projection)
+        token_slices = [tokens_of(rows, self.grid, class_tokens) for rows in pieces]
+        parts, values = parts_of(x, token_slices), parts_of(value, token_slices)
         agent_table = self.an_bias @ self.resize_columns
         token_table = self.na_bias @ self.resize_columns
 
-        def collect(rows: slice) -> tuple[Tensor, Tensor | None]:
+        def collect(index: int) -> tuple[Tensor, Tensor | None]:
             """Return what agents see in the rows, and the logarithm of the sum that divides it."""
-            tokens = tokens_of(rows, self.grid, class_tokens)
-            key = split_heads(F.linear(x[:, tokens], *key_projection), self.num_heads)
+            rows = pieces[index]
+            key = split_heads(F.linear(parts[index], *key_projection), self.num_heads)
             bias = self._bias(agent_table, self.ah_bias[0, :, :, rows], self.aw_bias[0], rows)
             if rows.start == 0 and self.class_token:
                 bias = torch.cat([self.ac_bias[0], bias], dim=-1)
             scores = agents @ key.transpose(-2, -1)
             scores += bias
-            collected = scores.softmax(dim=-1) @ split_heads(value[:, tokens], self.num_heads)
+            collected = scores.softmax(dim=-1) @ split_heads(values[index], self.num_heads)
             if len(pieces) == 1:
                 return collected, None
             accumulate = torch.promote_types(scores.dtype, torch.float32)
             return collected, scores.to(accumulate).logsumexp(dim=-1, keepdim=True)
 
         if len(pieces) == 1:
-            collected, _ = collect(pieces[0])
+            collected, _ = collect(0)
         else:
-            parts, log_sums = zip(*(made_again(collect, rows) for rows in pieces), strict=True)
+            of_pieces, log_sums = zip(*(made_again(collect, index) for index in range(len(pieces))), strict=True)
             shares = torch.stack(log_sums).softmax(dim=0)
-            collected = (shares * torch.stack(parts)).sum(dim=0).to(value.dtype)
+            collected = (shares * torch.stack(of_pieces)).sum(dim=0).to(value.dtype)
         dwc_weight, dwc_bias = self.dwc.weight.to(value.dtype), self.dwc.bias.to(value.dtype)
         local = depthwise(value[:, class_tokens:], self.grid, dwc_weight, dwc_bias)
 
-        def read(rows: slice) -> Tensor:
-            tokens = tokens_of(rows, self.grid, class_tokens)
-            query = split_heads(F.linear(x[:, tokens], *query_projection), self.num_heads)
+        local_parts = parts_of(local, [tokens_of(rows, self.grid, 0) for rows in pieces])
+
+        def read(index: int) -> Tensor:
+            rows = pieces[index]
+            query = split_heads(F.linear(parts[index], *query_projection), self.num_heads)
             rows_bias, columns_bias = (
                 table[0].permute(0, 3, 1, 2) for table in (self.ha_bias[:, :, rows], self.wa_bias)
             )
@@ -221,11 +225,11 @@ class FastAgentAttention(AgentAttention):
             scores = agents @ query.transpose(-2, -1)
             scores += bias
             mixed = merge_heads(scores.softmax(dim=-2).transpose(-2, -1) @ collected)
-            patches = mixed[:, class_tokens:] if rows.start == 0 else mixed
-            patches += local[:, tokens_of(rows, self.grid, 0)]
+            patches = mixed[:, class_tokens:] if index == 0 else mixed
+            patches += local_parts[index]
             return self.proj(mixed)
 
-        return joined(read, [tokens_of(rows, self.grid, class_tokens) for rows in pieces], pieces)
+        return joined(read, token_slices)
 
     def _bias(
         self,

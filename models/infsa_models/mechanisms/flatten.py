@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from infsa_models.heads import merge_heads, split_heads
 from infsa_models.patches import depthwise, patches_of
-from infsa_models.pieces import joined, made_again, token_pieces
+from infsa_models.pieces import joined, made_again, parts_of, token_pieces
 
 RELU_EPSILON = 1e-6
 MEAN_EPSILON = 1e-6
@@ -120,37 +120,39 @@ class FastFlattenAttention(FlattenAttention):
         pieces, class_tokens = token_pieces(batch, tokens), self.class_tokens
         query_projection, key_projection, value_projection = self._projections()
         value = F.linear(x, *value_projection)
+        parts, values, encodings = (parts_of(whole, pieces) for whole in (x, value, self.positional_encoding))
         accumulate = torch.promote_types(value.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             sigma = F.softplus(self.scale.to(accumulate))
 
-        def collect(piece: slice) -> tuple[Tensor, Tensor]:
-            key = F.linear(x[:, piece], *key_projection) + self.positional_encoding[:, piece]
+        def collect(index: int) -> tuple[Tensor, Tensor]:
+            key = F.linear(parts[index], *key_projection) + encodings[index]
             with torch.autocast(x.device.type, enabled=False):
                 cubes, stretch = self._focused(key.to(accumulate), sigma)
                 focused = split_heads(cubes * stretch, self.num_heads)
-                state = focused.transpose(-2, -1) @ split_heads(value[:, piece].to(accumulate), self.num_heads)
+                state = focused.transpose(-2, -1) @ split_heads(values[index].to(accumulate), self.num_heads)
                 return state, focused.sum(dim=-2)
 
         if len(pieces) == 1:
-            state, key_sum = collect(pieces[0])
+            state, key_sum = collect(0)
         else:
-            collected = [made_again(collect, piece) for piece in pieces]
-            state, key_sum = (torch.stack(parts).sum(dim=0) for parts in zip(*collected, strict=True))
+            collected = [made_again(collect, index) for index in range(len(pieces))]
+            state, key_sum = (torch.stack(sums).sum(dim=0) for sums in zip(*collected, strict=True))
         state, mean_key = state / tokens, (key_sum / tokens).unsqueeze(-1)
         kernel = self.dwc.weight.to(value.dtype).repeat(self.num_heads, 1, 1, 1)
         bias = self.dwc.bias.to(value.dtype).repeat(self.num_heads)
         local = depthwise(value[:, class_tokens:], self.grid, kernel, bias)
+        local_parts = parts_of(local, [patches_of(piece, class_tokens) for piece in pieces])
 
-        def read(piece: slice) -> Tensor:
-            query = F.linear(x[:, piece], *query_projection)
+        def read(index: int) -> Tensor:
+            query = F.linear(parts[index], *query_projection)
             with torch.autocast(x.device.type, enabled=False):
                 cubes, stretch = self._focused(query.to(accumulate), sigma)
                 cubes = split_heads(cubes, self.num_heads)
                 denominator = cubes @ mean_key + MEAN_EPSILON / stretch.unsqueeze(1)
                 mixed = merge_heads(cubes @ state / denominator).to(value.dtype)
-            patches = mixed[:, class_tokens:] if piece.start < class_tokens else mixed
-            patches += local[:, patches_of(piece, class_tokens)]
+            patches = mixed[:, class_tokens:] if index == 0 else mixed
+            patches += local_parts[index]
             return self.proj(mixed)
 
         return joined(read, pieces)

@@ -203,17 +203,27 @@ def pool_tokens(
     head_dim = projections.query_bias.shape[0] // num_heads
     scale = head_dim**-0.5
 
-    energies, query_sums, query = [], [], None
-    for piece in pieces:
+    is_whole = len(pieces) == 1
+    queries = scores = projections.query_weight.new_empty(0)
+
+    def query_sums(piece: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the sum of the energies, that of the queries times theirs, and the queries if they are all."""
         query = F.linear(piece_of(piece), projections.query_weight, projections.query_bias)
         by_head = query.unflatten(-1, heads)
         energy = scale * torch.linalg.vector_norm(by_head, dim=-1, dtype=accumulate)
-        energies.append(energy.sum(dim=1))
-        shares = _shares(energy, energies[-1]).to(dtype)
+        total = energy.sum(dim=1)
+        shares = _shares(energy, total).to(dtype)
         mean_query = (shares.transpose(1, 2).unsqueeze(2) @ by_head.transpose(1, 2)).squeeze(2)
-        query_sums.append(scale / WEIGHT_SCALE * energies[-1].unsqueeze(-1) * mean_query)
+        return total, scale / WEIGHT_SCALE * total.unsqueeze(-1) * mean_query, query if is_whole else None
+
+    energies, weighted = [], []
+    for piece in pieces:
+        total, weighted_sum, maybe_queries = query_sums(piece)
+        energies.append(total)
+        weighted.append(weighted_sum)
+        queries = queries if maybe_queries is None else maybe_queries
     energy = sum(energies) + EPSILON
-    pooled_query = sum(query_sums) / energy.unsqueeze(-1)
+    pooled_query = sum(weighted) / energy.unsqueeze(-1)
     power = _power_of_two(pooled_query) if torch.finfo(dtype).bits < 32 else torch.ones_like(energy)
     pooled_query = pooled_query * power.unsqueeze(-1)
 
@@ -222,25 +232,30 @@ def pool_tokens(
     score_weight = (per_head.transpose(0, 1) @ projections.key_weight.unflatten(0, heads)).transpose(0, 1)
     score_bias = (per_head * projections.key_bias.unflatten(0, heads)).sum(dim=-1).unsqueeze(1)
 
-    totals, token_sums, scores = [], [], None
-    for piece in pieces:
+    def token_sums(piece: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the sum of the scores, that of the tokens times theirs, and the scores if they are all."""
         tokens = piece_of(piece)
         scores = (tokens @ score_weight.transpose(1, 2)).add_(score_bias)
         positive = torch.relu(scores).to(accumulate)
-        totals.append(positive.sum(dim=1))
-        shares = _shares(positive, totals[-1]).to(dtype)
+        total = positive.sum(dim=1)
+        shares = _shares(positive, total).to(dtype)
         # The shares as rounded: their sum is what makes it a mean.
-        factor = totals[-1] / shares.sum(dim=1, dtype=accumulate).clamp(min=torch.finfo(accumulate).tiny)
-        token_sums.append(factor.unsqueeze(-1) * (shares.transpose(1, 2) @ tokens))
+        factor = total / shares.sum(dim=1, dtype=accumulate).clamp(min=torch.finfo(accumulate).tiny)
+        return total, factor.unsqueeze(-1) * (shares.transpose(1, 2) @ tokens), scores if is_whole else None
+
+    totals, weighted = [], []
+    for piece in pieces:
+        total, weighted_sum, maybe_scores = token_sums(piece)
+        totals.append(total)
+        weighted.append(weighted_sum)
+        scores = scores if maybe_scores is None else maybe_scores
     total = sum(totals)
     divisor = total + EPSILON * power
-    mean_token = sum(token_sums) / divisor.unsqueeze(-1)
+    mean_token = sum(weighted) / divisor.unsqueeze(-1)
     share = total / divisor
 
     projected = projections.value_weight.unflatten(0, heads) @ mean_token.to(dtype).permute(1, 2, 0)
     context = projected.permute(2, 0, 1) + projections.value_bias.unflatten(0, heads) * share.unsqueeze(-1)
-    is_whole = len(pieces) == 1
-    nothing = context.new_empty(0)
     return Pooled(
         context=context,
         mean_token=mean_token,
@@ -251,8 +266,8 @@ def pool_tokens(
         score_bias=score_bias,
         divisor=divisor,
         power=power,
-        queries=query if is_whole else nothing,
-        scores=scores if is_whole else nothing,
+        queries=queries,
+        scores=scores,
     )
 
 

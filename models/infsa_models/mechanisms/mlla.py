@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from infsa_models.heads import merge_heads, split_heads
 from infsa_models.patches import depthwise, tokens_of, tokens_to_image, with_class_token
-from infsa_models.pieces import joined, made_again, row_pieces
+from infsa_models.pieces import joined, made_again, parts_of, row_pieces
 
 ROTATION_BASE = 10000.0
 MEAN_EPSILON = 1e-6
@@ -197,8 +197,9 @@ class FastMllaAttention(MllaAttention):
         return FastMllaCore(*sizes, **where)
 
     def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
+        parts = parts_of(x, self.attn.token_slices(len(x)))
         inner = F.silu(self._convolve(self.in_proj(x)))
-        return self.attn.mixed(inner, lambda mixed, tokens: self.out_proj(mixed * F.silu(self.act_proj(x[:, tokens]))))
+        return self.attn.mixed(inner, lambda mixed, index: self.out_proj(mixed * F.silu(self.act_proj(parts[index]))))
 
 
 class FastMllaCore(MllaCore):
@@ -214,19 +215,20 @@ class FastMllaCore(MllaCore):
     def mixed(
         self,
         x: Float[Tensor, "batch tokens embed_dim"],
-        finish: Callable[[Float[Tensor, "batch piece embed_dim"], slice], Float[Tensor, "batch piece embed_dim"]],
+        finish: Callable[[Float[Tensor, "batch piece embed_dim"], int], Float[Tensor, "batch piece embed_dim"]],
     ) -> Float[Tensor, "batch tokens embed_dim"]:
-        """Return ``finish(core(x)[:, tokens], tokens)`` for all tokens, some rows at a time."""
+        """Return the core's result for ``x``, each of its ``token_slices`` finished with its index."""
         batch, tokens, _ = x.shape
         class_tokens = int(self.class_token)
-        pieces = row_pieces(batch, self.grid)
+        pieces, slices = row_pieces(batch, self.grid), self.token_slices(batch)
+        parts = parts_of(x, slices)
         (query_weight, key_weight), (query_bias, key_bias) = self.qk.weight.chunk(2), self.qk.bias.chunk(2)
         scale = tokens**-0.5
 
-        def collect(rows: slice) -> tuple[Tensor, Tensor]:
-            piece = x[:, tokens_of(rows, self.grid, class_tokens)]
+        def collect(index: int) -> tuple[Tensor, Tensor]:
+            piece = parts[index]
             key = F.elu(F.linear(piece, key_weight, key_bias)) + 1
-            rotated = self._rotated(key, rows)
+            rotated = self._rotated(key, pieces[index])
             accumulate = torch.promote_types(key.dtype, torch.float32)
             with torch.autocast(x.device.type, enabled=False):
                 # Scaled once before and once after the sum, which float16 can hold then.
@@ -234,28 +236,32 @@ class FastMllaCore(MllaCore):
                 state = split_heads(rotated, self.num_heads).transpose(-2, -1) @ value
                 return state.to(accumulate) * scale, key.sum(dim=1, dtype=accumulate)
 
-        state, key_sum = (
-            torch.stack(parts).sum(dim=0)
-            for parts in zip(
-                *(collect(rows) if len(pieces) == 1 else made_again(collect, rows) for rows in pieces), strict=True
-            )
-        )
+        if len(pieces) == 1:
+            state, key_sum = collect(0)
+        else:
+            collected = [made_again(collect, index) for index in range(len(pieces))]
+            state, key_sum = (torch.stack(sums).sum(dim=0) for sums in zip(*collected, strict=True))
         mean_key = split_heads((key_sum / tokens).unsqueeze(1), self.num_heads).transpose(-2, -1)
         weight, bias = self.lepe.weight.to(x.dtype), self.lepe.bias.to(x.dtype)
         local = depthwise(x[:, class_tokens:], self.grid, weight, bias)
 
-        def read(rows: slice) -> Tensor:
-            piece_tokens = tokens_of(rows, self.grid, class_tokens)
-            query = F.elu(F.linear(x[:, piece_tokens], query_weight, query_bias)) + 1
-            rotated = split_heads(self._rotated(query, rows), self.num_heads)
+        local_parts = parts_of(local, [tokens_of(rows, self.grid, 0) for rows in pieces])
+
+        def read(index: int) -> Tensor:
+            query = F.elu(F.linear(parts[index], query_weight, query_bias)) + 1
+            rotated = split_heads(self._rotated(query, pieces[index]), self.num_heads)
             with torch.autocast(x.device.type, enabled=False):
                 denominator = split_heads(query.to(mean_key.dtype), self.num_heads) @ mean_key + MEAN_EPSILON
                 mixed = merge_heads(rotated @ state.to(rotated.dtype) / denominator).to(query.dtype)
-            patches = mixed[:, class_tokens:] if rows.start == 0 else mixed
-            patches += local[:, tokens_of(rows, self.grid, 0)]
-            return finish(mixed, piece_tokens)
+            patches = mixed[:, class_tokens:] if index == 0 else mixed
+            patches += local_parts[index]
+            return finish(mixed, index)
 
-        return joined(read, [tokens_of(rows, self.grid, class_tokens) for rows in pieces], pieces)
+        return joined(read, slices)
+
+    def token_slices(self, batch: int) -> list[slice]:
+        """Return the tokens in the pieces that ``mixed`` takes them in."""
+        return [tokens_of(rows, self.grid, int(self.class_token)) for rows in row_pieces(batch, self.grid)]
 
     def _rotated(
         self, x: Float[Tensor, "batch piece embed_dim"], rows: slice

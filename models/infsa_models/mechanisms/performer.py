@@ -29,7 +29,7 @@ from performer_pytorch.performer_pytorch import FastAttention
 from torch import Tensor, nn
 
 from infsa_models.heads import merge_heads, split_heads
-from infsa_models.pieces import joined, made_again, token_pieces
+from infsa_models.pieces import joined, made_again, parts_of, token_pieces
 
 EPSILON = 1e-4
 GENERALIZED_EPSILON = 1e-3
@@ -103,10 +103,13 @@ class FastPerformerAttention(PerformerAttention):
     def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
         batch, tokens, _ = x.shape
         pieces = token_pieces(batch, tokens)
+        parts = parts_of(x, pieces)
         if len(pieces) == 1:
             sums = self._key_sums(x)
         else:
-            sums = _added([KeySums(*made_again(lambda piece: self._key_sums(x[:, piece]), piece)) for piece in pieces])
+            sums = _added(
+                [made_again(lambda index: self._key_sums(parts[index]), index) for index in range(len(pieces))]
+            )
         epsilon = GENERALIZED_EPSILON if self.fast_attention.generalized_attention else EPSILON
         features = sums.features + epsilon * tokens
         feature_values = sums.feature_values + epsilon * sums.values
@@ -114,8 +117,8 @@ class FastPerformerAttention(PerformerAttention):
         all_features = epsilon * features.sum(dim=-1)[:, None, :, None]
         all_feature_values = epsilon * feature_values.sum(dim=-2)[:, None]
 
-        def read(piece: slice) -> Tensor:
-            query = self.to_q(x[:, piece])
+        def read(index: int) -> Tensor:
+            query = self.to_q(parts[index])
             with torch.autocast(x.device.type, enabled=False):
                 query_features, _ = self._features(query, (-1,))
                 by_head = query_features.transpose(1, 2)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from infsa_models.heads import merge_heads, split_heads
 from infsa_models.patches import depthwise, image_to_tokens, patches_of, tokens_to_image
-from infsa_models.pieces import joined, made_again, token_pieces
+from infsa_models.pieces import joined, made_again, parts_of, token_pieces
 
 LANDMARK_SIDE = 7
 DIAGONAL = 0.01
@@ -94,41 +94,42 @@ class FastSoftAttention(SoftAttention):
         core, class_tokens = self.attn, int(self.attn.class_token)
         pieces = token_pieces(batch, tokens)
         value = self.W_v(x)
+        parts, values = parts_of(x, pieces), parts_of(value, pieces)
         landmarks = self._landmarks(x)
         accumulate = landmarks.dtype
 
-        def token_kernel(piece: slice) -> Tensor:
-            query = self.W_q(x[:, piece])
+        def token_kernel(index: int) -> Tensor:
+            query = self.W_q(parts[index])
             with torch.autocast(x.device.type, enabled=False):
                 query = split_heads(query.to(accumulate), self.num_heads) * query_scale
                 return squared_exponential(query, landmarks)
 
-        def collect(piece: slice) -> tuple[Tensor, Tensor | None]:
-            kernel = token_kernel(piece)
+        def collect(index: int) -> tuple[Tensor, Tensor | None]:
+            kernel = token_kernel(index)
             with torch.autocast(x.device.type, enabled=False):
-                collected = kernel.transpose(-2, -1) @ split_heads(value[:, piece].to(accumulate), self.num_heads)
+                collected = kernel.transpose(-2, -1) @ split_heads(values[index].to(accumulate), self.num_heads)
             return collected, kernel if len(pieces) == 1 else None
 
         query_scale = (x.shape[-1] // self.num_heads) ** -0.25
         if len(pieces) == 1:
-            collected, only_kernel = collect(pieces[0])
+            collected, only_kernel = collect(0)
         else:
-            collected = torch.stack([made_again(lambda piece: collect(piece)[0], piece) for piece in pieces]).sum(dim=0)
-            only_kernel = None
+            of_pieces = [made_again(lambda index: collect(index)[0], index) for index in range(len(pieces))]
+            collected, only_kernel = torch.stack(of_pieces).sum(dim=0), None
         with torch.autocast(x.device.type, enabled=False):
             inverse = newton_inverse(squared_exponential(landmarks, landmarks), core.newton_steps)
             collected = inverse @ collected
-        local = core.convolved_patches(value)
+        local = parts_of(core.convolved_patches(value), [patches_of(piece, class_tokens) for piece in pieces])
 
-        def read(piece: slice) -> Tensor:
-            kernel = token_kernel(piece) if only_kernel is None else only_kernel
+        def read(index: int) -> Tensor:
+            kernel = token_kernel(index) if only_kernel is None else only_kernel
             with torch.autocast(x.device.type, enabled=False):
                 mixed = merge_heads(kernel @ collected).to(value.dtype)
-            if piece.start < class_tokens:
-                mixed[:, :class_tokens] += value[:, :class_tokens]
-                mixed[:, class_tokens:] += local[:, patches_of(piece, class_tokens)]
+            if index == 0 and class_tokens:
+                mixed[:, :1] += values[0][:, :1]
+                mixed[:, 1:] += local[0]
             else:
-                mixed += local[:, patches_of(piece, class_tokens)]
+                mixed += local[index]
             return self.ff(mixed)
 
         return joined(read, pieces)
