@@ -52,6 +52,7 @@ from infsa_bench.record import (
     Failure,
     Fit,
     Measurement,
+    OperationCount,
     Outcome,
     TracePoint,
 )
@@ -99,6 +100,7 @@ MEASUREMENT = Measurement(
     peak_reserved_bytes=None,
     nvml_process_bytes=None,
     memory_source="process_rss",
+    operations=OperationCount(matmul_flops=2**32, elementwise_flops=2**24, operator_bytes=2**30),
     energy=NO_ENERGY,
     state_before=None,
     state_during=None,

@@ -16,14 +16,13 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.execute.diagnosis import diagnose
-from infsa_bench.execute.failures import describe_failure, first_line
+from infsa_bench.execute.failures import attempt, describe_failure, first_line
 from infsa_bench.execute.instruments import Instruments, open_instruments
 from infsa_bench.execute.measured_case import MeasuredCase
 from infsa_bench.execute.messages import (
@@ -57,7 +56,6 @@ from infsa_models.registry import load_class
 PR_SET_PDEATHSIG = 1
 
 Send = Callable[[Message], None]
-Result = TypeVar("Result")
 
 
 def main() -> None:
@@ -150,17 +148,6 @@ def _matmul_rates(device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         dtypes |= {"bf16": torch.bfloat16, "fp16": torch.float16}
     return {name: matmul_flops_per_second(device, dtype) for name, dtype in dtypes.items()}
-
-
-def attempt(work: Callable[[], Result]) -> Result | Exception:
-    """Return what ``work`` returns or raises: the one place that catches everything.
-
-    A failed case is a record, not an exception, and a mechanism from elsewhere may raise anything.
-    """
-    try:
-        return work()
-    except Exception as error:  # noqa: BLE001
-        return error
 
 
 def check_mechanism(target: str) -> str | None:
