@@ -36,8 +36,10 @@ from infsa_bench.execute.messages import (
     Finished,
     Hello,
     LimitMemoryCommand,
+    MeasurePeaksCommand,
     MemoryLimited,
     Message,
+    PeaksMeasured,
     ProbeCommand,
     Refused,
     RunCommand,
@@ -47,9 +49,11 @@ from infsa_bench.execute.messages import (
 from infsa_bench.execute.probed_case import probe_case
 from infsa_bench.execute.stages import StageReporter
 from infsa_bench.execute.workload import unsupported_reason
+from infsa_bench.machine import Environment
 from infsa_bench.measure.energy.meter import not_measured
 from infsa_bench.measure.environment import describe_environment, matmul_flops_per_second
 from infsa_bench.measure.memory import available_host_bytes, release_freed_memory
+from infsa_bench.measure.peaks import measure_peaks
 from infsa_bench.record import EnergyCalibration, Failure, Measurement, TracePoint
 from infsa_models.registry import load_class
 
@@ -103,6 +107,8 @@ def main() -> None:
                     send(MemoryLimited(problem=instruments.memory_limit.problem() if is_tried_out else None))
                 case DiagnoseCommand(selfcheck=selfcheck):
                     send(Diagnosed(findings=diagnose(environment, instruments, selfcheck=selfcheck)))
+                case MeasurePeaksCommand():
+                    send(find_peaks(environment, instruments))
                 case ProbeCommand() as command:
                     send(run_probe(command, instruments, send))
                 case RunCommand() as command:
@@ -220,6 +226,16 @@ def _complete(measured_case: MeasuredCase, timed: Measurement) -> tuple[Measurem
     if isinstance(complete, Exception):
         return replace(measurement, flags=(*measurement.flags, "graph_failed")), trace, False
     return complete, trace, is_observed
+
+
+def find_peaks(environment: Environment, instruments: Instruments) -> PeaksMeasured:
+    """Measure what the device can do, whatever happens."""
+    peaks = attempt(lambda: measure_peaks(instruments.device, environment))
+    if isinstance(peaks, Exception):
+        return PeaksMeasured(peaks=None, problem=f"{type(peaks).__name__}: {first_line(peaks)}")
+    if instruments.gpu is not None and (instruments.gpu.state().foreign_processes or 0) > 0:
+        peaks = replace(peaks, is_shared=True)
+    return PeaksMeasured(peaks=peaks, problem=None)
 
 
 def calibrate(instruments: Instruments, known: EnergyCalibration) -> EnergyCalibration | None:

@@ -1,0 +1,66 @@
+"""``infsa-bench peaks``: what the device can do at its best, beside what its maker states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from infsa_bench.analyze.roofline import data_sheet
+from infsa_bench.commands.options import check_device
+from infsa_bench.errors import SpecError, SweepStoppedError
+from infsa_bench.execute.device_lock import DeviceLock
+from infsa_bench.execute.launcher import Launcher
+from infsa_bench.machine import Environment
+from infsa_bench.peaks import PEAKS, MeasuredPeaks, load_peaks
+from infsa_bench.report.peaks import peaks_lines
+from infsa_bench.store import RunWriter, load_manifest
+
+
+def peaks(device: str, out: Path | None, console: Console) -> None:
+    """Print the rates, and store them in the run ``out``, which has none yet and was measured on this device.
+
+    Raises:
+        SpecError: the device cannot be used, or ``out`` is no such run.
+        SchemaError, RunLockedError: as :class:`~infsa_bench.store.RunWriter`.
+        SweepStoppedError: the worker did not start, or the rates cannot be measured or stored.
+    """
+    check_device(device)
+    if out is not None:
+        _check_run(out)
+    with Launcher(device) as launcher, DeviceLock(launcher.hello.environment, allow_shared=False):
+        environment = launcher.hello.environment
+        measured = launcher.measure_peaks() if out is None else _measure_into(out, launcher, environment)
+    for line in peaks_lines(measured, data_sheet(environment)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if out is not None:
+        line = f"peaks: {out / PEAKS}; infsa-bench report renders the run with them"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _check_run(out: Path) -> None:
+    manifest = load_manifest(out)
+    if manifest.search is not None:
+        raise SpecError(f"{out} holds a search of maxres, which times nothing")
+    if load_peaks(out) is not None:
+        raise SpecError(f"{out} has its {PEAKS} already")
+
+
+def _measure_into(out: Path, launcher: Launcher, environment: Environment) -> MeasuredPeaks:
+    manifest = load_manifest(out)
+    ours = (environment.device, environment.device_name, environment.device_uuid)
+    known = [(found.device, found.device_name, found.device_uuid) for found in manifest.environments.values()]
+    if ours not in known:
+        raise SpecError(f"{out} was not measured on this device, {environment.device} ({environment.device_name})")
+    try:
+        # Held meanwhile: a sweep that goes on with the run would be in the way.
+        writer = RunWriter(out, manifest)
+    except OSError as error:
+        raise SpecError(f"cannot write to {out}: {error.strerror or error}") from error
+    with writer:
+        measured = launcher.measure_peaks()
+        try:
+            writer.set_peaks(measured)
+        except OSError as error:
+            raise SweepStoppedError(f"cannot write to {out}: {error}") from error
+    return measured
