@@ -1,20 +1,30 @@
-"""``infsa-bench peaks``: what the device can do at its best, beside what its maker states."""
+"""``infsa-bench peaks``, and the same before a sweep: what the device can do at its best, beside what its maker states."""
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 
 from rich.console import Console
 
 from infsa_bench.analyze.roofline import data_sheet
 from infsa_bench.commands.options import check_device
-from infsa_bench.errors import SpecError, SweepStoppedError
+from infsa_bench.errors import PeaksUnavailableError, SpecError, SweepStoppedError
 from infsa_bench.execute.device_lock import DeviceLock
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.machine import Environment
 from infsa_bench.peaks import PEAKS, MeasuredPeaks, load_peaks
-from infsa_bench.report.peaks import peaks_lines
+from infsa_bench.report.peaks import describe_peaks, peaks_lines
+from infsa_bench.schedule import Plan
 from infsa_bench.store import RunWriter, load_manifest
+from infsa_bench.sweep import writing_to
+
+PEAKS_SECONDS = 10.0
+"""What measuring the device's peaks takes on two cores, with the start of the next worker; less on a GPU."""
+
+PEAKS_SHARE = 0.1
+"""Share of the time left that they may take."""
 
 
 def peaks(device: str, out: Path | None, console: Console) -> None:
@@ -64,3 +74,23 @@ def _measure_into(out: Path, launcher: Launcher, environment: Environment) -> Me
         except OSError as error:
             raise SweepStoppedError(f"cannot write to {out}: {error}") from error
     return measured
+
+
+def measure_before_sweep(
+    console: Console, plan: Plan, launcher: Launcher, writer: RunWriter, *, is_shared: bool
+) -> None:
+    """Measure and store what the device can do at its best, or say why not: no case depends on it."""
+    left_seconds = math.inf if plan.deadline is None else plan.deadline - time.monotonic()
+    if is_shared:
+        line = "peaks: not measured: another sweep uses the device"
+    elif PEAKS_SHARE * left_seconds < PEAKS_SECONDS:
+        line = "peaks: not measured: they would take too much of the time budget"
+    else:
+        try:
+            measured = launcher.measure_peaks()
+            with writing_to(writer):
+                writer.set_peaks(measured)
+            line = describe_peaks(measured, data_sheet(launcher.hello.environment))
+        except PeaksUnavailableError as error:
+            line = f"peaks: not measured: {error}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +11,6 @@ from pathlib import Path
 from rich.console import Console
 
 from infsa_bench.analyze.predict import TIMED_PASSES, Predictor
-from infsa_bench.analyze.roofline import data_sheet
 from infsa_bench.commands.options import (
     CLOSING_SECONDS,
     SweepOptions,
@@ -21,32 +19,26 @@ from infsa_bench.commands.options import (
     sweep_axes,
     time_budget,
 )
+from infsa_bench.commands.peaks import measure_before_sweep
 from infsa_bench.commands.progress import BarProgress, PlainProgress
 from infsa_bench.commands.report import report_run
 from infsa_bench.commands.resuming import earlier_manifest, refuse_differences, say_how_to_go_on
 from infsa_bench.energy_plan import EnergyPreset, energy_preset
-from infsa_bench.errors import PeaksUnavailableError, SpecError, SweepStoppedError
+from infsa_bench.errors import SpecError, SweepStoppedError
 from infsa_bench.execute.device_lock import DeviceLock
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.execute.messages import Hello
 from infsa_bench.report.describe import describe_memory_limit
-from infsa_bench.report.peaks import describe_peaks
 from infsa_bench.report.units import format_bytes, format_duration
 from infsa_bench.schedule import MEMORY_SHARE, Plan, Step, schedule, scheduled_seconds
 from infsa_bench.spec import Case
 from infsa_bench.store import Manifest, RunWriter, Settings
-from infsa_bench.sweep import run_plan, utc_now, writing_to
+from infsa_bench.sweep import run_plan, utc_now
 
 CALIBRATION_SECONDS = 15.0
 """Share of the time budget kept back, where energy is measured, for looking at the idle device and its counter once
 more.
 """
-
-PEAKS_SECONDS = 10.0
-"""What measuring the device's peaks takes on two cores, with the start of the next worker; less on a GPU."""
-
-PEAKS_SHARE = 0.1
-"""Share of the time left that they may take."""
 
 
 def sweep(request: SweepRequest, console: Console) -> int:
@@ -126,7 +118,7 @@ def sweep(request: SweepRequest, console: Console) -> int:
             kind = BarProgress if console.is_terminal else PlainProgress
             try:
                 if request.peaks and todo and writer.peaks is None:
-                    _measure_peaks(console, plan, launcher, writer, is_shared=lock.is_shared())
+                    measure_before_sweep(console, plan, launcher, writer, is_shared=lock.is_shared())
                 with kind(console, len(plan.cases), done) as progress:
                     run_plan(plan, launcher, writer, predictor, progress, lock.is_shared)
             except KeyboardInterrupt:
@@ -138,24 +130,6 @@ def sweep(request: SweepRequest, console: Console) -> int:
         raise SweepStoppedError(f"all cells are recorded in {out}, but {error}") from error
     console.print(f"records: {out}", highlight=False, markup=False, soft_wrap=True)
     return 0
-
-
-def _measure_peaks(console: Console, plan: Plan, launcher: Launcher, writer: RunWriter, *, is_shared: bool) -> None:
-    """Measure and store what the device can do at its best, or say why not: no case depends on it."""
-    left_seconds = math.inf if plan.deadline is None else plan.deadline - time.monotonic()
-    if is_shared:
-        line = "peaks: not measured: another sweep uses the device"
-    elif PEAKS_SHARE * left_seconds < PEAKS_SECONDS:
-        line = "peaks: not measured: they would take too much of the time budget"
-    else:
-        try:
-            measured = launcher.measure_peaks()
-            with writing_to(writer):
-                writer.set_peaks(measured)
-            line = describe_peaks(measured, data_sheet(launcher.hello.environment))
-        except PeaksUnavailableError as error:
-            line = f"peaks: not measured: {error}"
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _checked_host_memory(hello: Hello, memory_limit_bytes: int | None) -> int | None:
