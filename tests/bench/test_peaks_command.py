@@ -189,6 +189,17 @@ def test_a_run_of_another_device_does_not_get_this_ones(run_fake: CommandLine) -
     assert load_peaks(Path("results/x")) is None
 
 
+def test_a_torn_run_is_left_as_it_is(run_fake: CommandLine) -> None:
+    assert run_fake(*SWEEP, "--no-peaks").code == 0
+    records = run_fake.folder / "results/x/records.jsonl"
+    records.write_bytes(records.read_bytes()[:-30])
+    before = records.read_bytes()
+    result = run_fake("peaks", "--device", "cpu", "--out", "results/x")
+    assert (result.code, result.out) == (2, "")
+    assert "the last line is torn" in result.err
+    assert records.read_bytes() == before
+
+
 def test_a_run_that_is_being_written_is_locked(run_fake: CommandLine) -> None:
     assert run_fake(*SWEEP, "--no-peaks").code == 0
     path = run_fake.folder / "results/x"

@@ -1,4 +1,4 @@
-"""``infsa-bench peaks``, and the same before a sweep: what the device can do at its best, beside what its maker states."""
+"""``infsa-bench peaks``, and the same before a sweep: what the device can do, beside what its maker states."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from infsa_bench.errors import PeaksUnavailableError, SpecError, SweepStoppedErr
 from infsa_bench.execute.device_lock import DeviceLock
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.machine import Environment
-from infsa_bench.peaks import PEAKS, MeasuredPeaks, load_peaks
+from infsa_bench.peaks import PEAKS, MeasuredPeaks
 from infsa_bench.report.peaks import describe_peaks, peaks_lines
 from infsa_bench.schedule import Plan
-from infsa_bench.store import RunWriter, load_manifest
+from infsa_bench.store import RunWriter, load, load_manifest
 from infsa_bench.sweep import writing_to
 
 PEAKS_SECONDS = 10.0
-"""What measuring the device's peaks takes on two cores, with the start of the next worker; less on a GPU."""
+"""What measuring the device's peaks takes on two cores, with the start of the next worker."""
 
 PEAKS_SHARE = 0.1
 """Share of the time left that they may take."""
@@ -49,10 +49,11 @@ def peaks(device: str, out: Path | None, console: Console) -> None:
 
 
 def _check_run(out: Path) -> None:
-    manifest = load_manifest(out)
-    if manifest.search is not None:
+    # All of it: a writer would cut off what is torn.
+    run = load(out)
+    if run.manifest.search is not None:
         raise SpecError(f"{out} holds a search of maxres, which times nothing")
-    if load_peaks(out) is not None:
+    if run.peaks is not None:
         raise SpecError(f"{out} has its {PEAKS} already")
 
 
