@@ -68,7 +68,8 @@ def test_the_mechanism_from_outside_is_measured(tmp_path: Path) -> None:
     package.mkdir()
     (package / "attention.py").write_text(source)
     (line,) = (line for line in SWEEPS if "my_package" in line)
-    words = [*shlex.split(line)[1:], "--res", "32", "--device", "cpu", "--iterations", "2", "--out", "results/mean"]
+    words = [*shlex.split(line)[1:], "--res", "32", "--device", "cpu", "--iterations", "2", "--no-peaks"]
+    words += ["--out", "results/mean"]
     done = subprocess.run([sys.executable, "-m", "infsa_bench", *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "reports/mean/table.md").read_text()
@@ -81,7 +82,8 @@ def test_the_other_commands_of_the_readme_run(
     line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On the committed run in place of the user's own; what would probe does so with the worker that runs nothing."""
-    monkeypatch.setattr("infsa_bench.commands.maxres.Launcher", fake_launcher)
+    for command in ("maxres", "peaks"):
+        monkeypatch.setattr(f"infsa_bench.commands.{command}.Launcher", fake_launcher)
     (run,) = re.findall(r"<!-- run: (results/\S+) -->", README)
     shutil.copytree(ROOT / run, tmp_path / "results" / "mine")
     monkeypatch.chdir(tmp_path)

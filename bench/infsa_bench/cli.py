@@ -102,6 +102,9 @@ def _sweep(
     allow_shared: Annotated[
         bool, typer.Option("--allow-shared", help="Measure on a GPU that another sweep is using, flagged.")
     ] = False,
+    no_peaks: Annotated[
+        bool, typer.Option("--no-peaks", help="Do not measure first what the device can do at its best.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and its predictions; write nothing.")
     ] = False,
@@ -133,6 +136,7 @@ def _sweep(
         cell_timeout=cell_timeout,
         memory_limit=memory_limit,
         prune=not no_prune,
+        peaks=not no_peaks,
         allow_shared=allow_shared,
         dry_run=dry_run,
         program=_program(),
@@ -221,6 +225,19 @@ def _doctor(
     from infsa_bench.commands.doctor import doctor
 
     raise typer.Exit(doctor(device, selfcheck, Console()))
+
+
+@app.command("peaks")
+def _peaks(
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:N.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of a run made on this device without them, to store them in.")
+    ] = None,
+) -> None:
+    """Measure matrix products and copying at their best, beside the device's data sheet."""
+    from infsa_bench.commands.peaks import peaks
+
+    peaks(device, out, Console())
 
 
 @app.command("audit")

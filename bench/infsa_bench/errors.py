@@ -9,6 +9,7 @@
     |-- RunLockedError       another process is writing to this run
     |-- MeterUnavailableError energy cannot be measured here, and why; becomes a reading's reason, never a crash
     `-- SweepStoppedError    the sweep had to stop early: the device or the disk gave up
+        `-- PeaksUnavailableError the device's peaks cannot be measured; a sweep goes on without them
 
 The first three are the user's to mend: the command line prints one line and exits 2. A stopped sweep exits 5.
 """
@@ -56,3 +57,7 @@ class MeterUnavailableError(InfsaBenchError):
 
 class SweepStoppedError(InfsaBenchError):
     """The sweep had to stop early; what is recorded is intact."""
+
+
+class PeaksUnavailableError(SweepStoppedError):
+    """What the device can do at its best cannot be measured. A sweep goes on without."""

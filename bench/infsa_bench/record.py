@@ -7,6 +7,7 @@ Schema history:
     2: seconds_per_iteration, CUDA-graph twin, launch_bound, energy, GPU state, NVML memory; replicates.
     3: Fit; anatomy of a failure (cause, signal, memory, what dominates it); memory limits; superseding records.
        The GPU while it was timed.
+    4: operations: what an iteration really executes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Literal
 from infsa_bench.machine import GpuState, SampledState
 from infsa_bench.spec import Case
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 FailureKind = Literal["oom", "host_oom", "timeout", "crash", "killed", "unsupported", "skipped", "error"]
 FailureCause = Literal["allocation", "fragmentation", "workspace", "index_limit", "launch_limit"]
@@ -163,6 +164,27 @@ class TracePoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OperationCount:
+    """What one iteration of the eager model executed, counted operator by operator; measure/operations.py says how.
+
+    Attributes:
+        matmul_flops: of matrix products, convolutions and fused attention; a multiplication and an addition are two.
+        elementwise_flops: of everything else, one for each element of a pointwise operator's result and of a
+            reduction's input.
+        operator_bytes: what the operators read and wrote, each by itself: nothing fused, nothing kept in a cache.
+    """
+
+    matmul_flops: int
+    elementwise_flops: int
+    operator_bytes: int
+
+    def __post_init__(self) -> None:
+        """Refuse what nobody can have counted."""
+        if min(self.matmul_flops, self.elementwise_flops, self.operator_bytes) < 0:
+            raise ValueError("operations are counted from zero upwards")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """A case that ran.
 
@@ -184,6 +206,7 @@ class Measurement:
         peak_reserved_bytes: the allocator's peak of reserved memory; None on a CPU.
         nvml_process_bytes: what NVML says the process held after timing, CUDA context included; None where unknown.
         memory_source: ``cuda_allocator``, or ``process_rss`` (resident memory above the worker's own baseline).
+        operations: what an iteration executes; None where that could not be counted, which is flagged.
         state_before: the GPU before timing; None on a CPU.
         state_during: the GPU while it was timed, from samples; None where nobody sampled.
         state_after: the GPU after timing.
@@ -205,6 +228,7 @@ class Measurement:
     peak_reserved_bytes: int | None
     nvml_process_bytes: int | None
     memory_source: MemorySource
+    operations: OperationCount | None
     energy: EnergyReading
     state_before: GpuState | None
     state_during: SampledState | None

@@ -1,4 +1,5 @@
-"""A run on disk: ``results/<run>/{manifest.json, records.jsonl, traces/}``, the only thing that crosses to reporting.
+"""A run on disk, the only thing that crosses to reporting: ``results/<run>/``, and in it ``manifest.json``,
+``records.jsonl``, ``peaks.json`` and ``traces/``.
 
 A record is one line, written with one call and synced before the next case starts, so that a killed sweep loses at
 most the case that it was in. Of two lines of one case the last one counts. A record's power trace, where there is
@@ -22,6 +23,7 @@ from infsa_bench.energy_plan import EnergyChoice
 from infsa_bench.errors import RunLockedError, SchemaError, SpecError
 from infsa_bench.files import open_regular, read_file, read_lines, refuse_exchanged, replace_file
 from infsa_bench.machine import Environment
+from infsa_bench.peaks import MeasuredPeaks, load_peaks, write_peaks
 from infsa_bench.protocol import Protocol
 from infsa_bench.record import SCHEMA_VERSION, EnergyCalibration, Record, TracePoint
 from infsa_bench.spec import MAX_RESOLUTION, Case
@@ -123,6 +125,7 @@ class Manifest:
 class Run:
     """A loaded run. ``records`` hold each case once, in the order of the plan, whatever order they were measured in.
 
+    ``peaks`` are what the device can do at its best, None where that was not measured.
     ``superseded`` is the number of lines that do not count, because a later one is of the same case.
     """
 
@@ -130,6 +133,7 @@ class Run:
     manifest: Manifest
     records: tuple[Record, ...]
     superseded: int = 0
+    peaks: MeasuredPeaks | None = None
 
     @property
     def name(self) -> str:
@@ -195,7 +199,13 @@ def load(path: Path) -> Run:
         raise SchemaError(f"{path / RECORDS}: the last line is torn; sweep --resume drops it and measures it again")
     position = {case_id: index for index, case_id in enumerate(manifest.plan)}
     ordered = sorted(found.counting.values(), key=lambda record: position.get(record.case.id, len(position)))
-    return Run(path=path, manifest=manifest, records=tuple(ordered), superseded=found.superseded)
+    return Run(
+        path=path,
+        manifest=manifest,
+        records=tuple(ordered),
+        superseded=found.superseded,
+        peaks=load_peaks(path),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,6 +244,7 @@ class RunWriter:
     Attributes:
         path: the run's folder.
         manifest: as it is on disk.
+        peaks: what the run's device can do at its best, None where that has not been measured.
         torn_bytes: length of the line that a killed process had left half-written, and that opening the run cut off.
     """
 
@@ -242,7 +253,8 @@ class RunWriter:
 
         Raises:
             RunLockedError: another process holds the run.
-            SchemaError: the records that are there cannot be read, or something lies where a file should be.
+            SchemaError: the records or the peaks that are there cannot be read, or something lies where a file
+                should be.
             OSError: the folder cannot be written.
         """
         path.mkdir(parents=True, exist_ok=True)
@@ -252,6 +264,7 @@ class RunWriter:
             lock = open_regular(path / LOCK, os.O_RDWR | os.O_CREAT)
             self._lock = opened.enter_context(os.fdopen(lock, "r+b"))
             self._hold_lock()
+            self.peaks = load_peaks(path)
             found = _read_records(path / RECORDS)
             self._recorded, self.torn_bytes = found.counting, found.torn_bytes
             self._write_manifest()
@@ -298,6 +311,16 @@ class RunWriter:
         """Add what was found out about the energy counter to the manifest."""
         self.manifest = replace(self.manifest, calibrations=(*self.manifest.calibrations, calibration))
         self._write_manifest()
+
+    def set_peaks(self, peaks: MeasuredPeaks) -> None:
+        """Make ``peaks`` those of the run.
+
+        Raises:
+            OSError: not on disk.
+        """
+        refuse_exchanged(self._lock, self.path / LOCK)
+        write_peaks(self.path, peaks)
+        self.peaks = peaks
 
     def __enter__(self) -> Self:
         return self

@@ -9,8 +9,8 @@ Words after the three that every worker gets make it another machine: ``meter`` 
 ``defective`` fails its selfcheck, ``refused`` cannot be used at all, ``deaf`` ends when it is asked for a diagnosis, a
 calibration or a limit, ``mute`` hangs; ``fits=N`` runs out of memory above a resolution of N, ``hole=N`` at N,
 ``at=N:BEHAVE`` behaves so there,
-``leaky`` cannot limit its memory; ``slow`` takes a
-moment to start, ``mortal=FILE`` is killed over its limit.
+``peakless`` cannot measure its peaks, ``dead-peaks`` ends over them; ``leaky`` cannot limit its memory; ``slow`` takes
+a moment to start, ``mortal=FILE`` is killed over its limit.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ from infsa_bench.execute.messages import (
     Finished,
     Hello,
     LimitMemoryCommand,
+    MeasurePeaksCommand,
     MemoryLimited,
+    PeaksMeasured,
     ProbeCommand,
     Refused,
     RunCommand,
@@ -44,6 +46,7 @@ from infsa_bench.execute.messages import (
     to_line,
 )
 from infsa_bench.machine import Environment
+from infsa_bench.peaks import MeasuredPeaks, MeasuredRate
 from infsa_bench.record import (
     EnergyCalibration,
     EnergyReading,
@@ -52,6 +55,7 @@ from infsa_bench.record import (
     Failure,
     Fit,
     Measurement,
+    OperationCount,
     Outcome,
     TracePoint,
 )
@@ -99,6 +103,7 @@ MEASUREMENT = Measurement(
     peak_reserved_bytes=None,
     nvml_process_bytes=None,
     memory_source="process_rss",
+    operations=OperationCount(matmul_flops=2**32, elementwise_flops=2**24, operator_bytes=2**30),
     energy=NO_ENERGY,
     state_before=None,
     state_during=None,
@@ -106,6 +111,22 @@ MEASUREMENT = Measurement(
     stage_seconds={"build": 0.125, "warm-up": 1.0, "latency": 1.5},
 )
 
+
+PEAKS = MeasuredPeaks(
+    device="cpu",
+    device_name="fake processor",
+    device_uuid=None,
+    torch_threads=1,
+    measured_utc="2026-01-02T03:04:05+00:00",
+    seconds=3.5,
+    is_shared=False,
+    flops_per_second={
+        "fp32": MeasuredRate(per_second=2.0**37, what="4096 x 1024 x 4096", rounds=3, repetitions=3, spread=0.0625)
+    },
+    copied_bytes_per_second=MeasuredRate(
+        per_second=2.0**34, what="copy of 256 MiB", rounds=3, repetitions=3, spread=0.03125
+    ),
+)
 
 FIT = Fit(
     model_bytes=40,
@@ -210,6 +231,13 @@ def main() -> None:
                 send(Diagnosed(findings=(*FINDINGS, check) if selfcheck else FINDINGS))
             case CalibrateCommand():
                 send(Calibrated(calibration=CALIBRATION_LATER if has_meter else None))
+            case MeasurePeaksCommand():
+                if "peakless" in traits:
+                    send(PeaksMeasured(peaks=None, problem="RuntimeError: by design"))
+                elif "dead-peaks" in traits:
+                    os._exit(3)
+                else:
+                    send(PeaksMeasured(peaks=dataclasses.replace(PEAKS, device=device), problem=None))
             case LimitMemoryCommand(limit_bytes=limit_bytes, is_tried_out=is_tried_out):
                 os.environ["LIMIT"] = str(limit_bytes)
                 die_of(traits)

@@ -24,6 +24,7 @@ from infsa_bench.record import (
     Failure,
     FailureKind,
     Measurement,
+    OperationCount,
     Outcome,
     Record,
 )
@@ -210,6 +211,8 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
             fields |= {"iterations": times, "seconds": times}
         if kind is EnergyTrial:
             fields["windows"] = st.lists(values_of(EnergyWindow), min_size=1, max_size=2).map(tuple)
+        if kind is OperationCount:
+            fields = dict.fromkeys(fields, st.integers(0, INTEGER_LIMIT - 1))
         if kind is Measurement:
             for name in ("latencies_seconds", "seconds_per_iteration"):
                 fields[name] = st.lists(times, min_size=1, max_size=3).map(tuple)

@@ -46,6 +46,23 @@ def test_inference_of_all_mechanisms(tmp_path: Path, execution: str, dtype: str)
         assert record.outcome.peak_memory_bytes > record.outcome.model_bytes
 
 
+def test_peaks_and_what_models_make_of_them(tmp_path: Path) -> None:
+    out = tmp_path / "results" / "run"
+    words = ["--res", "1024", "--config", "4L-64H", "--iterations", "5", "--mechanisms", "softmax,infsa-linear"]
+    records = sweep(out, *words, "--execution", "eager,compile,cuda-graph")
+    peaks = load(out).peaks
+    assert peaks is not None
+    assert peaks.flops_per_second.keys() == {"fp32", "bf16", "fp16"}
+    # Without TF32, tensor cores leave float32 far behind.
+    assert peaks.flops_per_second["bf16"].per_second > 3 * peaks.flops_per_second["fp32"].per_second
+    assert peaks.copied_bytes_per_second.per_second > 1e11
+    assert peaks.copied_bytes_per_second.spread < 0.1
+    operations = {(record.case.mechanism, record.outcome.operations) for record in records}  # type: ignore[union-attr]
+    # However it is executed, it is the same model.
+    assert len(operations) == 2
+    assert None not in {count for _, count in operations}
+
+
 def test_training_of_all_mechanisms(tmp_path: Path) -> None:
     words = ["--res", "224", "--config", "4L-64H", "--iterations", "5", "--phase", "train"]
     records = sweep(tmp_path / "results" / "run", *words, "--dtype", "amp-bf16,amp-fp16")

@@ -14,6 +14,8 @@ WITHOUT_TORCH = [
     "infsa_bench.commands.report",
     "infsa_bench.commands.list",
     "infsa_bench.commands.doctor",
+    "infsa_bench.commands.peaks",
+    "infsa_bench.analyze.roofline",
     "infsa_bench.sweep",
     "infsa_bench.execute.launcher",
     "infsa_bench.execute.messages",

@@ -169,7 +169,7 @@ LINES = [encode(record) for record in RECORDED]
         ([f"{LINES[0]}\r"], "line 1: not JSON as infsa-bench writes it: a carriage return"),
         ([f"\ufeff{LINES[0]}"], "line 1: not JSON: Unexpected UTF-8 BOM"),
         ([LINES[0], "\x00"], "line 2: not JSON"),
-        ([LINES[0], LINES[1].replace('"schema_version":3', '"schema_version":1')], "line 2: schema version 1"),
+        ([LINES[0], LINES[1].replace('"schema_version":4', '"schema_version":1')], "line 2: schema version 1"),
         ([LINES[0], LINES[1].replace('"seconds":1.5', '"seconds":"1.5"')], "line 2: Record.seconds: '1.5' is not"),
         ([LINES[0] + LINES[1]], "line 1: not JSON"),
     ],
@@ -207,8 +207,8 @@ def test_a_records_file_that_cannot_be_read_is_a_schema_error(path: Path) -> Non
         (b"{", "not JSON"),
         (b"[]", "Manifest: not an object"),
         (b"\xff", "not JSON"),
-        (b'{"schema_version": 1}', "schema version 1; this infsa-bench reads version 3"),
-        (b'{"schema_version": 3}', "Manifest: unknown fields [], missing fields"),
+        (b'{"schema_version": 1}', "schema version 1; this infsa-bench reads version 4"),
+        (b'{"schema_version": 4}', "Manifest: unknown fields [], missing fields"),
     ],
 )
 def test_a_bad_manifest(path: Path, content: bytes, part_of_message: str) -> None:

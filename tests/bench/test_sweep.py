@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import math
 import os
@@ -28,6 +29,7 @@ from infsa_bench.energy_plan import ENERGY_PRESETS, EnergyPreset, TrialShare
 from infsa_bench.errors import SweepStoppedError
 from infsa_bench.execute.launcher import CaseRun, Launcher, Patience
 from infsa_bench.execute.messages import RunCommand
+from infsa_bench.peaks import PEAKS
 from infsa_bench.protocol import PROTOCOLS, Protocol
 from infsa_bench.record import EnergyCalibration, Failure, Measurement, Record, TracePoint
 from infsa_bench.schedule import FIRST_SHARE_SECONDS, Plan, Share, Step, schedule, scheduled_seconds, share_out
@@ -443,7 +445,7 @@ def test_all_nine_killed_midway_and_resumed_end_once_each(tmp_path: Path) -> Non
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     assert all(wait_until_gone(worker) for worker in workers)
-    kept = (out / RECORDS).read_bytes()
+    kept, peaks = (out / RECORDS).read_bytes(), (out / PEAKS).read_bytes()
 
     second = subprocess.run([*COMMAND, *words], capture_output=True, text=True)
     assert second.returncode == 0, second.stderr
@@ -459,7 +461,15 @@ def test_all_nine_killed_midway_and_resumed_end_once_each(tmp_path: Path) -> Non
         assert len(record.outcome.latencies_seconds) == 2
         assert record.outcome.peak_memory_bytes is not None
         assert record.outcome.peak_memory_bytes > 0.9 * record.outcome.model_bytes
+        # Counted by the real worker; set against what that had measured first, once.
+        assert record.outcome.operations is not None
+        assert record.outcome.operations.operator_bytes > record.outcome.model_bytes / 2
+    assert (out / PEAKS).read_bytes() == peaks
     reports = tmp_path / "reports" / "nine"
+    with (reports / "table.csv").open() as table:
+        for row in csv.DictReader(table):
+            assert 0 < float(row["roofline_fraction"]) < 100
+            assert row["datasheet_fraction"] == ""
     assert {file.name for file in reports.iterdir()} == {"table.md", "table.csv", "latency_vs_resolution.png"}
 
 
@@ -467,7 +477,7 @@ def test_ctrl_c_keeps_what_is_recorded_and_says_how_to_go_on(tmp_path: Path) -> 
     """In a real terminal, where the signal goes to the whole foreground group."""
     out = tmp_path / "results" / "interrupted"
     words = ["sweep", "--res", "32", "--mechanisms", "softmax,infsa-linear", "--device", "cpu"]
-    words += ["--iterations", "100000", "--warmup", "0", "--time-budget", "none", "--out", str(out)]
+    words += ["--iterations", "100000", "--warmup", "0", "--time-budget", "none", "--no-peaks", "--out", str(out)]
     pid, terminal = pty.fork()
     if pid == 0:
         # A shell that runs the tests in the background has it ignored, and that is inherited.
@@ -508,7 +518,7 @@ def test_ctrl_c_keeps_what_is_recorded_and_says_how_to_go_on(tmp_path: Path) -> 
 def test_phases_precisions_and_modes(tmp_path: Path, words: list[str], kinds: set[str]) -> None:
     out = tmp_path / "results" / "run"
     words = [*words, "--mechanisms", "infsa-linear", "--res", "32", "--device", "cpu", "--warmup", "1"]
-    words += ["--iterations", "2"]
+    words += ["--iterations", "2", "--no-peaks"]
     done = subprocess.run([*COMMAND, "sweep", *words, "--out", str(out)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     outcomes = [record.outcome for record in load(out).records]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from fake_worker import PEAKS
 from rich.console import Console
 from sample_records import (
     ENVIRONMENT,
@@ -122,17 +123,18 @@ MARKDOWN = r"""# example
 - Latency: median host time of one batch, from the call until the device is done, nothing queued before it
 - images/s: batch size over the time a batch with the queue kept full (seconds\_per\_iteration), not over latency
 - 95 % interval of the latency: of 1 process, from order statistics of its samples (n: too few; correlated: too few of them independent), and another process may differ by more; from 3 processes on, Student's t of their medians; of 2, none
+- FLOP/s: those of matrix products, counted as they run, over the time a batch with a full queue
 - Energy: not measured: rapl\_absent: this machine has no counter of its processor's energy
 - Time spent on measured cells (by cell in the CSV): build 0 s, warm-up 2 s, latency 3 s
 
 ## 4L-64H, infer, fp32, eager, batch 1
 
-| mechanism | implementation | resolution | tokens | latency | 95 % interval | processes | images/s | J/image | W | peak memory | parameters at 224 | parameters | status |
-|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|
-| softmax | reference | 224 | 197 | 11.7 ms | 11.4 .. 12.1 ms | 1 | 85.3 | not measured (rapl\_absent) | not measured | 300 MiB | 57,650,152 | 57,650,152 | ok |
-| infsa-linear | reference | 224 | 197 | 8.79 ms | n = 3; range 7.81 .. 9.77 ms | 1 | 114 | not measured (rapl\_absent) | not measured | 300 MiB | 53,451,756 | 53,451,756 | ok (non\_finite\_output, time\_limited) |
-| softmax | reference | 1024 | 4,097 |  |  |  |  |  |  |  |  |  | oom |
-| infsa-linear | reference rho=0.5 | 1024 | 4,097 |  |  |  |  |  |  |  |  |  | skipped |
+| mechanism | implementation | resolution | tokens | latency | 95 % interval | processes | images/s | FLOP/s | J/image | W | peak memory | parameters at 224 | parameters | status |
+|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|
+| softmax | reference | 224 | 197 | 11.7 ms | 11.4 .. 12.1 ms | 1 | 85.3 | 367 GFLOP/s | not measured (rapl\_absent) | not measured | 300 MiB | 57,650,152 | 57,650,152 | ok |
+| infsa-linear | reference | 224 | 197 | 8.79 ms | n = 3; range 7.81 .. 9.77 ms | 1 | 114 | 489 GFLOP/s | not measured (rapl\_absent) | not measured | 300 MiB | 53,451,756 | 53,451,756 | ok (non\_finite\_output, time\_limited) |
+| softmax | reference | 1024 | 4,097 |  |  |  |  |  |  |  |  |  |  | oom |
+| infsa-linear | reference rho=0.5 | 1024 | 4,097 |  |  |  |  |  |  |  |  |  |  | skipped |
 
 ## Cells without a number
 
@@ -155,17 +157,18 @@ MARKDOWN_WITH_ENERGY = r"""# example
 - 95 % interval of the latency: of 1 process, from order statistics of its samples (n: too few; correlated: too few of them independent), and another process may differ by more; from 3 processes on, Student's t of their medians; of 2, none
 - GPU time (gpu\_seconds in the CSV): what the device itself takes for a batch, launches left out
 - launch\_bound: takes more than 1.1 times its CUDA graph, so the device waits for its launches
+- FLOP/s: those of matrix products, counted as they run, over the time a batch with a full queue
 - Energy: energy counter of NVML, the GPU board; preset quick: 3 trials a cell, each of 2 s or more; J/image: mean of the trials and half of its 95 % interval; W: average over the same windows; ~: low confidence; a board's sensor may be off by 5 % as a whole: in no interval, the same for all of its cells
 - Time spent on measured cells (by cell in the CSV): build 1 s, warm-up 5 s, latency 8 s
 
 ## 4L-64H, infer, fp32, eager, batch 1
 
-| mechanism | implementation | resolution | tokens | latency | 95 % interval | processes | images/s | J/image | W | peak memory | parameters at 224 | parameters | status |
-|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|
-| softmax | reference | 224 | 197 | 10.1 ms | 10.09 .. 10.14 ms | 3 | 101 | 3.000 ± 0.010 J | 300 | 300 MiB | 57,650,152 | 57,650,152 | ok |
-| infsa-linear | reference | 224 | 197 | 5.05 ms | n = 3; range 5.00 .. 5.15 ms | 1 | 202 | ~1.50 J (shared) | 150 | 300 MiB | 53,451,756 | 57,650,152 | ok (launch\_bound, energy\_throughput\_gap, oom\_in\_1\_of\_2) |
-| softmax | reference | 1024 | 4,097 | 303 ms | n = 3; range 300 .. 309 ms | 1 | 3.37 | not measured (counter\_frozen) | not measured | 300 MiB | 57,650,152 | 57,650,152 | ok |
-| infsa-linear | reference | 1024 | 4,097 |  |  |  |  |  |  |  |  |  | oom |
+| mechanism | implementation | resolution | tokens | latency | 95 % interval | processes | images/s | FLOP/s | J/image | W | peak memory | parameters at 224 | parameters | status |
+|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|
+| softmax | reference | 224 | 197 | 10.1 ms | 10.09 .. 10.14 ms | 3 | 101 | 433 GFLOP/s | 3.000 ± 0.010 J | 300 | 300 MiB | 57,650,152 | 57,650,152 | ok |
+| infsa-linear | reference | 224 | 197 | 5.05 ms | n = 3; range 5.00 .. 5.15 ms | 1 | 202 | 868 GFLOP/s | ~1.50 J (shared) | 150 | 300 MiB | 53,451,756 | 57,650,152 | ok (launch\_bound, energy\_throughput\_gap, oom\_in\_1\_of\_2) |
+| softmax | reference | 1024 | 4,097 | 303 ms | n = 3; range 300 .. 309 ms | 1 | 3.37 | 14.5 GFLOP/s | not measured (counter\_frozen) | not measured | 300 MiB | 57,650,152 | 57,650,152 | ok |
+| infsa-linear | reference | 1024 | 4,097 |  |  |  |  |  |  |  |  |  |  | oom |
 
 ## Cells without a number
 
@@ -189,24 +192,28 @@ latency_interval,\
 latency_min_seconds,latency_p5_seconds,latency_p95_seconds,latency_p99_seconds,latency_max_seconds,timed_iterations,\
 lag1_autocorrelation,effective_samples,gpu_seconds,seconds_per_iteration,graph_seconds_per_iteration,launch_bound,\
 images_per_second,base_parameters,parameters,model_bytes,peak_memory_bytes,peak_reserved_bytes,nvml_process_bytes,\
-stage_seconds,energy_status,energy_reason,energy_detail,energy_source,energy_scope,energy_preset,energy_trials,\
+matmul_flops,elementwise_flops,operator_bytes,achieved_flops_per_second,achieved_bytes_per_second,roofline_fraction,\
+datasheet_fraction,stage_seconds,energy_status,energy_reason,energy_detail,energy_source,energy_scope,energy_preset,energy_trials,\
 joules_per_image,joules_per_image_low,joules_per_image_high,net_joules_per_image,average_power_watts,\
 idle_power_watts,power_limit_watts,power_capped_fraction,window_images_per_second,energy_systematic_relative,\
 energy_crosscheck_gap,energy_change_per_trial,temperature_low_celsius,temperature_high_celsius,flags
 infsa/softmax.reference/4L-64H/r224/b1/fp32/infer/eager,softmax,reference,4L-64H,224,1,fp32,infer,eager,0,,197,env0,\
 ok,,,1,0.01171875,0.0113525390625,0.0120849609375,within_process,0.0107421875,0.01083984375,0.01259765625,,\
 0.0126953125,33,-0.05481283422459893,33.0,,0.01171875,,,85.33333333333333,57650152,57650152,230600608,314572800,,,\
+4294967296,16777216,1073741824,366503875925.3333,91625968981.33333,,,\
 build=0.125 warm-up=1.000 latency=1.500,not_measured,rapl_absent,\
 this machine has no counter of its processor's energy,,,,,,,,,,,,,,,,,,,
 infsa/infsa-linear.reference/4L-64H/r224/b1/fp32/infer/eager,infsa-linear,reference,4L-64H,224,1,fp32,infer,eager,0,\
 ,197,env0,ok,,,1,0.0087890625,,,,0.0078125,0.00791015625,0.00966796875,,0.009765625,3,-0.5,3.0,,0.0087890625,,,\
-113.77777777777777,53451756,53451756,230600608,314572800,,,build=0.125 warm-up=1.000 latency=1.500,not_measured,\
+113.77777777777777,53451756,53451756,230600608,314572800,,,\
+4294967296,16777216,1073741824,488671834567.1111,122167958641.77777,,,\
+build=0.125 warm-up=1.000 latency=1.500,not_measured,\
 rapl_absent,this machine has no counter of its processor's energy,,,,,,,,,,,,,,,,,,,non_finite_output time_limited
 infsa/softmax.reference/4L-64H/r1024/b1/fp32/infer/eager,softmax,reference,4L-64H,1024,1,fp32,infer,eager,0,,4097,\
-env0,oom,Tried to allocate 20.00 GiB,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,
+env0,oom,Tried to allocate 20.00 GiB,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,
 infsa/infsa-linear.reference/4L-64H/r1024/b1/fp32/infer/eager/rho=0.5,infsa-linear,reference,4L-64H,1024,1,fp32,\
-infer,eager,0,rho=0.5,4097,env0,skipped,"predicted to take 5 min 00 s, more than the 10 s left",,,,,,,,,,,,,,,,,,,,,,\
-,,,,,,,,,,,,,,,,,,,,,,,,,,
+infer,eager,0,rho=0.5,4097,env0,skipped,"predicted to take 5 min 00 s, more than the 10 s left",,,,,,,,,,,,,,,,,,,,\
+,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,
 """
 
 
@@ -233,6 +240,26 @@ def test_the_whole_markdown() -> None:
 @pytest.mark.usefixtures("_fixed_catalogue")
 def test_the_whole_markdown_with_energy() -> None:
     assert render_markdown(make_example(WITH_ENERGY, GPU_ENVIRONMENT), summarize(WITH_ENERGY)) == MARKDOWN_WITH_ENERGY
+
+
+def test_the_roofline_has_a_column_where_peaks_were_measured() -> None:
+    peaks = dataclasses.replace(PEAKS, device_name=ENVIRONMENT.device_name, torch_threads=ENVIRONMENT.torch_threads)
+    run = dataclasses.replace(make_example(FIXED), peaks=peaks)
+    text = render_markdown(run, summarize(FIXED, environments=run.manifest.environments, peaks=peaks))
+    assert "| images/s | FLOP/s | roofline | J/image |" in text
+    # 2^30 bytes at 2^34 bytes/s are 1/16 s, of 12/1024 s and of 9/1024 s: out of caches.
+    assert "| 85.3 | 367 GFLOP/s | 533 % |" in text
+    assert "| 114 | 489 GFLOP/s | 711 % |" in text
+    assert "- Peaks of cpu, measured 2026-01-02T03:04:05+00:00: fp32 137 GFLOP/s, copy 17.2 GB/s; " in text
+    assert "- roofline: the least time that the measured peaks leave" in text
+
+
+def test_neither_rate_has_a_column_where_nothing_was_counted() -> None:
+    records = [make_record(make_measurement(operations=None))]
+    text = render_markdown(make_run(records), summarize(records))
+    assert "| images/s | J/image |" in text
+    assert "FLOP/s" not in text
+    assert "roofline" not in text
 
 
 def test_the_whole_csv() -> None:
@@ -319,11 +346,11 @@ def cells_of(line: str) -> list[str]:
     return re.split(r"(?<!\\)(?:\\\\)*\|", line)
 
 
-def assert_harmless(markdown: str) -> None:
+def assert_harmless(markdown: str, cells: int = 17) -> None:
     assert not re.search(r"(?<!\\)[<>\[\]*]", markdown)
     for line in markdown.splitlines():
         if line.startswith("|"):
-            assert len(cells_of(line)) == 16
+            assert len(cells_of(line)) == cells
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -348,7 +375,8 @@ def test_names_from_elsewhere_can_neither_break_the_table_nor_smuggle_html(place
     run = make_run([record], Path("results") / text.replace("/", "") if place == "run" else Path("results/example"))
     harmless = render_markdown(make_run([make_record()]), summarize([make_record()]))
     markdown = render_markdown(run, summarize([record]))
-    assert_harmless(markdown)
+    # Of a failed case no rate is known, and there is no column for it.
+    assert_harmless(markdown, 16 if place == "reason" else 17)
     assert sum(line.startswith("|") for line in markdown.splitlines()) == 3
     headings = [line for line in markdown.splitlines() if line.startswith("#")]
     assert len(headings) == sum(line.startswith("#") for line in harmless.splitlines()) + (

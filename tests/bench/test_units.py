@@ -6,9 +6,12 @@ from hypothesis import strategies as st
 
 from infsa_bench.report.units import (
     format_bytes,
+    format_bytes_per_second,
     format_duration,
+    format_flops_per_second,
     format_interval_seconds,
     format_joules,
+    format_percent,
     format_seconds,
     significant,
 )
@@ -166,3 +169,25 @@ def test_significant_is_close_and_never_scientific(value: float) -> None:
     text = significant(value)
     assert "e" not in text
     assert float(text) == pytest.approx(value, rel=5.01e-3)
+
+
+@pytest.mark.parametrize(
+    ("rate", "flops", "size"),
+    [
+        (9.895e14, "990 TFLOP/s", "990 TB/s"),
+        (1.5e15, "1.50 PFLOP/s", "1.50 PB/s"),
+        (9.996e11, "1.00 TFLOP/s", "1.00 TB/s"),
+        (95.4e9, "95.4 GFLOP/s", "95.4 GB/s"),
+        (1e6, "1.00 MFLOP/s", "1.00 MB/s"),
+        (1234, "1.23 kFLOP/s", "1.23 kB/s"),
+        (5, "5.00 FLOP/s", "5.00 B/s"),
+    ],
+)
+def test_rates_go_in_powers_of_ten(rate: float, flops: str, size: str) -> None:
+    assert format_flops_per_second(rate) == flops
+    assert format_bytes_per_second(rate) == size
+
+
+@pytest.mark.parametrize(("fraction", "text"), [(0.1234, "12.3 %"), (1.26, "126 %"), (0.0001, "0.0100 %"), (0, "0 %")])
+def test_percent(fraction: float, text: str) -> None:
+    assert format_percent(fraction) == text

@@ -61,7 +61,7 @@ def test_an_error_at_any_stage_is_an_outcome(
         raise error
 
     if stage != "build":
-        built = SimpleNamespace(call=None, is_in_backward=bool)
+        built = SimpleNamespace(call=None, count_call=None, is_in_backward=bool)
         monkeypatch.setattr(measured_case, "build_workload", lambda case, device: built)
     if stage == "timing":
         monkeypatch.setattr(measured_case, "warm_up", lambda *arguments, **options: ())

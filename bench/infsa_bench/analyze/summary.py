@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 
 from infsa_bench.analyze.energy import pool_energy
+from infsa_bench.analyze.roofline import (
+    achieved_bytes_per_second,
+    achieved_flops_per_second,
+    datasheet_fraction,
+    measured_fraction,
+)
 from infsa_bench.intervals import effective_samples, lag1_autocorrelation, mean_half_width, median_interval
+from infsa_bench.machine import Environment
+from infsa_bench.peaks import MeasuredPeaks
 from infsa_bench.record import (
     EnergyScope,
     EnergySource,
@@ -21,6 +31,7 @@ from infsa_bench.record import (
     FailureKind,
     Fit,
     Measurement,
+    OperationCount,
     Record,
 )
 from infsa_bench.spec import Case
@@ -69,6 +80,11 @@ class SummaryRow:
         base_parameters: of the same model at 224 x 224, as papers report them, by formula; None without formulas.
         parameters: as built for this resolution.
         model_bytes: as in Measurement.
+        matmul_flops: of one iteration, as in OperationCount; None where it was not counted. So are the following two.
+        achieved_flops_per_second: matrix products over ``seconds_per_iteration``; this and the following as in
+            analyze/roofline.py.
+        roofline_fraction: of the peaks that were measured on this device; None where there are none.
+        datasheet_fraction: of those that its maker states; None where they are not known.
         peak_memory_bytes: largest of the processes; so are the other two.
         stage_seconds: time spent on each stage, all processes together.
         energy_status: None for a failed cell; this and all below as in EnergySummary, J/image with its 95 % interval.
@@ -107,6 +123,13 @@ class SummaryRow:
     peak_memory_bytes: int | None = None
     peak_reserved_bytes: int | None = None
     nvml_process_bytes: int | None = None
+    matmul_flops: int | None = None
+    elementwise_flops: int | None = None
+    operator_bytes: int | None = None
+    achieved_flops_per_second: float | None = None
+    achieved_bytes_per_second: float | None = None
+    roofline_fraction: float | None = None
+    datasheet_fraction: float | None = None
     stage_seconds: tuple[tuple[str, float], ...] | None = None
     energy_status: EnergyStatus | None = None
     energy_reason: str | None = None
@@ -132,18 +155,27 @@ class SummaryRow:
     flags: tuple[str, ...] = ()
 
 
-def summarize(records: Iterable[Record], *, memory_limit_bytes: int | None = None) -> list[SummaryRow]:
+def summarize(
+    records: Iterable[Record],
+    *,
+    memory_limit_bytes: int | None = None,
+    environments: Mapping[str, Environment] = MappingProxyType({}),
+    peaks: MeasuredPeaks | None = None,
+) -> list[SummaryRow]:
     """Return one row a cell, ordered by config, phase, batch size, resolution, and then as the records come.
 
     Replicates are pooled; records of one cell from two environments are not comparable and stay two rows.
-    ``memory_limit_bytes`` is that of the run. A Fit has nothing to sum up and no row.
+    ``memory_limit_bytes``, ``environments`` and ``peaks`` are those of the run. A Fit has nothing to sum up and no row.
     """
     cells: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         if isinstance(record.outcome, Fit):
             continue
         cells.setdefault((record.case.cell, record.environment), []).append(record)
-    rows = [replace(_row(replicates), emulated_memory_bytes=memory_limit_bytes) for replicates in cells.values()]
+    rows = []
+    for (_, environment), replicates in cells.items():
+        row = replace(_row(replicates), emulated_memory_bytes=memory_limit_bytes)
+        rows.append(_with_fractions(row, environments.get(environment), peaks))
     return sorted(rows, key=lambda row: (row.case.config, row.case.phase, row.case.batch_size, row.case.resolution))
 
 
@@ -206,6 +238,7 @@ def _row(records: Sequence[Record]) -> SummaryRow:
         peak_memory_bytes=_largest(item.peak_memory_bytes for item in measured),
         peak_reserved_bytes=_largest(item.peak_reserved_bytes for item in measured),
         nvml_process_bytes=_largest(item.nvml_process_bytes for item in measured),
+        **_rates(_operations(measured), seconds_per_iteration),
         energy_status=energy.status,
         energy_reason=energy.reason,
         energy_detail=energy.detail,
@@ -229,6 +262,38 @@ def _row(records: Sequence[Record]) -> SummaryRow:
         temperature_high_celsius=energy.temperature_high_celsius,
         stage_seconds=_stage_seconds(measured),
         flags=tuple(dict.fromkeys(flags)),
+    )
+
+
+def _operations(measured: Sequence[Measurement]) -> OperationCount | None:
+    """What a process counted: all of them run the same iteration."""
+    return next((item.operations for item in measured if item.operations is not None), None)
+
+
+def _rates(operations: OperationCount | None, seconds_per_iteration: float) -> dict[str, Any]:
+    """Fields of a row."""
+    if operations is None:
+        return {}
+    return dataclasses.asdict(operations) | {
+        "achieved_flops_per_second": achieved_flops_per_second(operations, seconds_per_iteration),
+        "achieved_bytes_per_second": achieved_bytes_per_second(operations, seconds_per_iteration),
+    }
+
+
+def _with_fractions(row: SummaryRow, environment: Environment | None, peaks: MeasuredPeaks | None) -> SummaryRow:
+    """Set the row against what its device can do."""
+    seconds, precision = row.seconds_per_iteration, row.case.precision
+    if environment is None or seconds is None or row.matmul_flops is None:
+        return row
+    assert row.elementwise_flops is not None
+    assert row.operator_bytes is not None
+    operations = OperationCount(
+        matmul_flops=row.matmul_flops, elementwise_flops=row.elementwise_flops, operator_bytes=row.operator_bytes
+    )
+    return replace(
+        row,
+        roofline_fraction=measured_fraction(operations, seconds, precision, peaks, environment),
+        datasheet_fraction=datasheet_fraction(operations, seconds, precision, environment),
     )
 
 

@@ -67,6 +67,7 @@ class SweepRequest:
     cell_timeout: str | None = None
     memory_limit: str | None = None
     prune: bool = True
+    peaks: bool = True
     allow_shared: bool = False
     dry_run: bool = False
     program: tuple[str, ...] = ("infsa-bench",)

@@ -37,7 +37,12 @@ def report_run(path: Path, console: Console) -> tuple[Path, ...]:
         console.print(f"{lines} superseded by a later one of the same case", highlight=False)
     if run.manifest.search is not None:
         return _report_search(run, run.manifest.search, console)
-    rows = summarize(run.records, memory_limit_bytes=run.manifest.settings.memory_limit_bytes)
+    rows = summarize(
+        run.records,
+        memory_limit_bytes=run.manifest.settings.memory_limit_bytes,
+        environments=run.manifest.environments,
+        peaks=run.peaks,
+    )
     if not rows:
         raise SpecError(f"{path} has no records yet")
     print_tables(run, rows, console)

@@ -19,6 +19,7 @@ from infsa_bench.commands.options import (
     sweep_axes,
     time_budget,
 )
+from infsa_bench.commands.peaks import measure_before_sweep
 from infsa_bench.commands.progress import BarProgress, PlainProgress
 from infsa_bench.commands.report import report_run
 from infsa_bench.commands.resuming import earlier_manifest, refuse_differences, say_how_to_go_on
@@ -116,6 +117,8 @@ def sweep(request: SweepRequest, console: Console) -> int:
             done = len(plan.cases) - len(todo)
             kind = BarProgress if console.is_terminal else PlainProgress
             try:
+                if request.peaks and todo and writer.peaks is None:
+                    measure_before_sweep(console, plan, launcher, writer, is_shared=lock.is_shared())
                 with kind(console, len(plan.cases), done) as progress:
                     run_plan(plan, launcher, writer, predictor, progress, lock.is_shared)
             except KeyboardInterrupt:

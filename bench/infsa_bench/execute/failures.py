@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
@@ -13,8 +15,21 @@ from infsa_bench.record import MEMORY_KINDS, Failure, Stage
 
 MAX_MESSAGE_LENGTH = 300
 
+Result = TypeVar("Result")
+
 FRAGMENTED_SHARE = 0.1
 """Share of a GPU's memory that the allocator holds free, in pieces, above which it is to blame."""
+
+
+def attempt(work: Callable[[], Result]) -> Result | Exception:
+    """Return what ``work`` returns or raises: the one place that catches everything.
+
+    A failed case is a record, not an exception, and a mechanism from elsewhere may raise anything.
+    """
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001
+        return error
 
 
 def describe_failure(error: Exception, stage: Stage, instruments: Instruments) -> Failure:

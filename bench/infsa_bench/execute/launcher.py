@@ -24,6 +24,7 @@ from infsa_bench.execute.process import (
     WorkerTimeoutError,
     worker_command,
 )
+from infsa_bench.peaks import MeasuredPeaks
 from infsa_bench.protocol import Protocol
 from infsa_bench.record import Attempt, EnergyCalibration, Failure, FailureKind, Outcome, Stage, TracePoint
 from infsa_bench.spec import Case
@@ -106,6 +107,16 @@ class Launcher:
     def diagnose(self, selfcheck: bool) -> tuple[Finding, ...]:
         """Find out what can be measured on the device; raises as :meth:`Worker.diagnose`."""
         return self._ready_worker().diagnose(selfcheck)
+
+    def measure_peaks(self) -> MeasuredPeaks:
+        """Measure what the device itself can do, without a memory limit; raises as :meth:`Worker.measure_peaks`."""
+        limit_bytes, self._memory_limit_bytes = self._memory_limit_bytes, None
+        try:
+            return self._ready_worker().measure_peaks()
+        finally:
+            # What it allocated could change the first number.
+            self.close()
+            self._memory_limit_bytes = limit_bytes
 
     def calibrate(self) -> EnergyCalibration | None:
         """Watch the idle device once more; None where its energy counter never worked, or no longer does."""

@@ -9,6 +9,7 @@ import torch
 
 from infsa_bench.energy_plan import TrialShare
 from infsa_bench.errors import MeterUnavailableError
+from infsa_bench.execute.counted_calls import CountedCalls
 from infsa_bench.execute.instruments import Instruments
 from infsa_bench.execute.messages import RunCommand
 from infsa_bench.execute.modes import compiled_graphs
@@ -62,8 +63,11 @@ class MeasuredCase:
         self._reporter.ask(workload.is_in_backward)
         self._reporter.reach("warm-up")
         warmup_limit = None if limit is None else limit * WARMUP_SHARE
+        calls = CountedCalls(workload, device)
         with stopwatch.stage("warm-up"):
-            warmup_seconds = warm_up(workload.call, protocol, device, limit_seconds=warmup_limit, beat=beat)
+            calls.count_apart()
+            beat()
+            warmup_seconds = warm_up(calls, protocol, device, limit_seconds=warmup_limit, beat=beat)
         self._reporter.reach("timing")
         gpu, peak_memory = self._instruments.gpu, self._instruments.peak_memory
         state_before = gpu.state() if gpu else None
@@ -87,6 +91,7 @@ class MeasuredCase:
             "recompiled": compiled_graphs() != compiled_before,
             "throttled": _is_throttled(state_before, state_during, state_after),
             "shared": is_shared,
+            "operations_not_counted": calls.operations is None,
             "non_finite_output": not bool(torch.isfinite(timings.last_output).all()),
         }
         return Measurement(
@@ -104,6 +109,7 @@ class MeasuredCase:
             peak_reserved_bytes=peak.reserved_bytes,
             nvml_process_bytes=process_bytes,
             memory_source=peak.source,
+            operations=calls.operations,
             energy=not_measured(self._no_energy or MeterUnavailableError("not_reached", "the case ended before")),
             state_before=state_before,
             state_during=state_during,

@@ -13,6 +13,7 @@ from infsa_bench.codec import decode, encode
 from infsa_bench.energy_plan import EnergyPreset, TrialShare
 from infsa_bench.errors import SchemaError
 from infsa_bench.machine import Environment
+from infsa_bench.peaks import MeasuredPeaks
 from infsa_bench.protocol import Protocol
 from infsa_bench.record import EnergyCalibration, EnergySource, Outcome, Stage, TracePoint
 from infsa_bench.spec import Case
@@ -37,6 +38,11 @@ class CalibrateCommand:
     """Watch the idle device once more; answered by Calibrated. ``calibration`` is what is known of its counter."""
 
     calibration: EnergyCalibration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasurePeaksCommand:
+    """Measure what the device can do at its best; answered by PeaksMeasured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +132,14 @@ class Calibrated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeaksMeasured:
+    """What the device can do, or why that could not be measured."""
+
+    peaks: MeasuredPeaks | None
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryLimited:
     """The limit holds, or what is wrong with it."""
 
@@ -152,8 +166,16 @@ class Finished:
     calibration: EnergyCalibration | None = None
 
 
-Command = CheckCommand | DiagnoseCommand | CalibrateCommand | LimitMemoryCommand | ProbeCommand | RunCommand
-Message = Hello | Refused | Checked | Diagnosed | Calibrated | MemoryLimited | StageReached | Finished
+Command = (
+    CheckCommand
+    | DiagnoseCommand
+    | CalibrateCommand
+    | MeasurePeaksCommand
+    | LimitMemoryCommand
+    | ProbeCommand
+    | RunCommand
+)
+Message = Hello | Refused | Checked | Diagnosed | Calibrated | PeaksMeasured | MemoryLimited | StageReached | Finished
 
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in (*get_args(Command), *get_args(Message))}
 

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from infsa_bench.errors import SchemaError, SpecError, SweepStoppedError
+from infsa_bench.errors import PeaksUnavailableError, SchemaError, SpecError, SweepStoppedError
 from infsa_bench.execute.messages import (
     CalibrateCommand,
     Calibrated,
@@ -24,13 +24,16 @@ from infsa_bench.execute.messages import (
     Finding,
     Hello,
     LimitMemoryCommand,
+    MeasurePeaksCommand,
     MemoryLimited,
     Message,
+    PeaksMeasured,
     Refused,
     from_line,
     to_line,
 )
 from infsa_bench.measure.cgroup import memory_kills
+from infsa_bench.peaks import MeasuredPeaks
 from infsa_bench.record import EnergyCalibration
 
 START_SECONDS = 180.0
@@ -195,6 +198,22 @@ class Worker:
             raise SweepStoppedError(f"the diagnosis ended the worker: {str(error) or 'no answer'}") from None
         assert isinstance(answer, Diagnosed)
         return answer.findings
+
+    def measure_peaks(self) -> MeasuredPeaks:
+        """Return what the device can do at its best.
+
+        Raises:
+            PeaksUnavailableError: it could not be measured, or measuring it ended the worker.
+        """
+        self.send(MeasurePeaksCommand())
+        try:
+            answer = self.receive(START_SECONDS)
+        except (WorkerEndedError, WorkerTimeoutError) as error:
+            raise PeaksUnavailableError(f"measuring the peaks ended the worker: {str(error) or 'no answer'}") from None
+        assert isinstance(answer, PeaksMeasured)
+        if answer.peaks is None:
+            raise PeaksUnavailableError(f"the peaks cannot be measured: {answer.problem}")
+        return answer.peaks
 
     def calibrate(self, known: EnergyCalibration) -> EnergyCalibration | None:
         """Return what the worker finds out about its idle device now, None where it has no meter.

@@ -16,14 +16,13 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.execute.diagnosis import diagnose
-from infsa_bench.execute.failures import describe_failure, first_line
+from infsa_bench.execute.failures import attempt, describe_failure, first_line
 from infsa_bench.execute.instruments import Instruments, open_instruments
 from infsa_bench.execute.measured_case import MeasuredCase
 from infsa_bench.execute.messages import (
@@ -37,8 +36,10 @@ from infsa_bench.execute.messages import (
     Finished,
     Hello,
     LimitMemoryCommand,
+    MeasurePeaksCommand,
     MemoryLimited,
     Message,
+    PeaksMeasured,
     ProbeCommand,
     Refused,
     RunCommand,
@@ -48,16 +49,17 @@ from infsa_bench.execute.messages import (
 from infsa_bench.execute.probed_case import probe_case
 from infsa_bench.execute.stages import StageReporter
 from infsa_bench.execute.workload import unsupported_reason
+from infsa_bench.machine import Environment
 from infsa_bench.measure.energy.meter import not_measured
 from infsa_bench.measure.environment import describe_environment, matmul_flops_per_second
 from infsa_bench.measure.memory import available_host_bytes, release_freed_memory
+from infsa_bench.measure.peaks import measure_peaks
 from infsa_bench.record import EnergyCalibration, Failure, Measurement, TracePoint
 from infsa_models.registry import load_class
 
 PR_SET_PDEATHSIG = 1
 
 Send = Callable[[Message], None]
-Result = TypeVar("Result")
 
 
 def main() -> None:
@@ -105,6 +107,8 @@ def main() -> None:
                     send(MemoryLimited(problem=instruments.memory_limit.problem() if is_tried_out else None))
                 case DiagnoseCommand(selfcheck=selfcheck):
                     send(Diagnosed(findings=diagnose(environment, instruments, selfcheck=selfcheck)))
+                case MeasurePeaksCommand():
+                    send(find_peaks(environment, instruments))
                 case ProbeCommand() as command:
                     send(run_probe(command, instruments, send))
                 case RunCommand() as command:
@@ -150,17 +154,6 @@ def _matmul_rates(device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         dtypes |= {"bf16": torch.bfloat16, "fp16": torch.float16}
     return {name: matmul_flops_per_second(device, dtype) for name, dtype in dtypes.items()}
-
-
-def attempt(work: Callable[[], Result]) -> Result | Exception:
-    """Return what ``work`` returns or raises: the one place that catches everything.
-
-    A failed case is a record, not an exception, and a mechanism from elsewhere may raise anything.
-    """
-    try:
-        return work()
-    except Exception as error:  # noqa: BLE001
-        return error
 
 
 def check_mechanism(target: str) -> str | None:
@@ -233,6 +226,16 @@ def _complete(measured_case: MeasuredCase, timed: Measurement) -> tuple[Measurem
     if isinstance(complete, Exception):
         return replace(measurement, flags=(*measurement.flags, "graph_failed")), trace, False
     return complete, trace, is_observed
+
+
+def find_peaks(environment: Environment, instruments: Instruments) -> PeaksMeasured:
+    """Measure what the device can do, whatever happens."""
+    peaks = attempt(lambda: measure_peaks(instruments.device, environment))
+    if isinstance(peaks, Exception):
+        return PeaksMeasured(peaks=None, problem=f"{type(peaks).__name__}: {first_line(peaks)}")
+    if instruments.gpu is not None and (instruments.gpu.state().foreign_processes or 0) > 0:
+        peaks = replace(peaks, is_shared=True)
+    return PeaksMeasured(peaks=peaks, problem=None)
 
 
 def calibrate(instruments: Instruments, known: EnergyCalibration) -> EnergyCalibration | None:

@@ -27,16 +27,21 @@ class Workload:
 
     ``is_in_backward`` tells whether the last iteration, if it failed, had reached its backward pass.
 
+    ``count_call`` runs one iteration of the eager model, to be looked into; None where ``call`` is just that. The first
+    iteration also makes the optimiser's state: ``optimizer_bytes`` tells its size once it is there.
+
     ``graph_twin`` captures the same iteration in CUDA graphs and returns what replays it, for comparison; None where
     the case is not eager inference on a GPU. It raises as build_workload does, and its graphs need memory.
     """
 
     call: Callable[[], Tensor]
+    count_call: Callable[[], Tensor] | None
     graph_twin: Callable[[], Callable[[], Tensor]] | None
     parameters: int
     model_bytes: int
     build_seconds: float
     is_in_backward: Callable[[], bool]
+    optimizer_bytes: Callable[[], int]
 
 
 def unsupported_reason(case: Case, device_type: str) -> str | None:
@@ -71,26 +76,35 @@ def build_workload(case: Case, device: torch.device) -> Workload:
     images = [_random_images(case, device) for _ in range(INPUT_BUFFERS)]
     state_bytes = sum(tensor.nbytes for tensor in itertools.chain(model.parameters(), model.buffers()))
     graph_twin: Callable[[], Callable[[], Tensor]] | None = None
-    is_in_backward = _never
+    count_call: Callable[[], Tensor] | None = None
+    is_in_backward, optimizer_bytes = _never, _nothing
     if case.phase == "infer":
         model.eval().requires_grad_(False)
         mode = MODES[case.execution]
         forward = _forward(case, device, mode.wrap(model))
         call = _rotating(mode.prepare(forward, images), images)
+        if case.execution != "eager":
+            count_call = functools.partial(_forward(case, device, model), images[0])
         if case.execution == "eager" and MODES["cuda-graph"].unsupported_reason(case.phase, device.type) is None:
             graph_twin = functools.partial(_graph_twin, forward, images)
     else:
         model.train()
-        call, is_in_backward = _training_call(case, device, model, images)
+        training = _Training(case, device, model, images)
+        call = functools.partial(training.step, MODES[case.execution].wrap(model))
+        is_in_backward, optimizer_bytes = training.is_in_backward, training.optimizer_bytes
+        if case.execution != "eager":
+            count_call = functools.partial(training.step, model)
         # One gradient and AdamW's two moments for every parameter.
         state_bytes += 3 * sum(parameter.nbytes for parameter in model.parameters())
     return Workload(
         call=call,
+        count_call=count_call,
         graph_twin=graph_twin,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         model_bytes=state_bytes,
         build_seconds=build_seconds,
         is_in_backward=is_in_backward,
+        optimizer_bytes=optimizer_bytes,
     )
 
 
@@ -128,31 +142,40 @@ def _never() -> bool:
     return False
 
 
-def _training_call(
-    case: Case, device: torch.device, model: nn.Module, images: list[Tensor]
-) -> tuple[Callable[[], Tensor], Callable[[], bool]]:
-    """Return one step (forward, cross-entropy on random labels, backward, AdamW; float16 with a gradient scaler), and
-    what tells whether it is in its backward pass.
-    """
-    labels = [torch.randint(NUM_CLASSES, (case.batch_size,), device=device) for _ in images]
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=case.precision == "amp-fp16")
-    run_model = MODES[case.execution].wrap(model)
-    batches = itertools.cycle(zip(images, labels, strict=True))
-    is_in_backward = False
+def _nothing() -> int:
+    return 0
 
-    def step() -> Tensor:
-        nonlocal is_in_backward
-        batch, target = next(batches)
-        optimizer.zero_grad(set_to_none=True)
-        with _autocast(case, device):
+
+class _Training:
+    """Steps of training: forward, cross-entropy on random labels, backward, AdamW; float16 with a gradient scaler."""
+
+    def __init__(self, case: Case, device: torch.device, model: nn.Module, images: list[Tensor]) -> None:
+        labels = [torch.randint(NUM_CLASSES, (case.batch_size,), device=device) for _ in images]
+        self._autocast = functools.partial(_autocast, case, device)
+        self._optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=case.precision == "amp-fp16")
+        self._batches = itertools.cycle(zip(images, labels, strict=True))
+        self._is_in_backward = False
+
+    def step(self, run_model: Forward) -> Tensor:
+        """Run one step on the next of the images and return its logits."""
+        batch, target = next(self._batches)
+        self._is_in_backward = False
+        self._optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
             logits = run_model(batch)
             loss = nn.functional.cross_entropy(logits, target)
-        is_in_backward = True
-        scaler.scale(loss).backward()
-        is_in_backward = False
-        scaler.step(optimizer)
-        scaler.update()
+        self._is_in_backward = True
+        self._scaler.scale(loss).backward()
+        self._is_in_backward = False
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
         return logits.detach()
 
-    return step, lambda: is_in_backward
+    def is_in_backward(self) -> bool:
+        """Tell whether the last step, if it failed, had reached its backward pass."""
+        return self._is_in_backward
+
+    def optimizer_bytes(self) -> int:
+        """Return the size of the optimiser's state; 0 before the first step."""
+        return sum(tensor.nbytes for state in self._optimizer.state.values() for tensor in state.values())

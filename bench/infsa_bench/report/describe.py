@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from infsa_bench.analyze.energy import SYSTEMATIC_RELATIVE
+from infsa_bench.analyze.roofline import data_sheet
 from infsa_bench.analyze.summary import MIN_PROCESSES, SummaryRow
 from infsa_bench.energy_plan import energy_preset, trials_of_replicate
 from infsa_bench.machine import Environment, GpuFacts
@@ -17,6 +18,7 @@ from infsa_bench.protocol import (
     Protocol,
 )
 from infsa_bench.quoting import one_line
+from infsa_bench.report.peaks import describe_peaks
 from infsa_bench.report.units import format_bytes, format_duration, significant
 from infsa_bench.spec import Case
 from infsa_bench.store import Run, Settings
@@ -40,6 +42,7 @@ def describe_run(run: Run, rows: Sequence[SummaryRow]) -> list[str]:
     lines = [f"Environment {key}: {describe_environment(found)}" for key, found in run.manifest.environments.items()]
     if settings.memory_limit_bytes is not None:
         lines.append(describe_memory_limit(settings.memory_limit_bytes))
+    lines += _peaks(run)
     lines.append(f"{describe_protocol(settings.protocol)}; seed {settings.seed}")
     planned = len({case_id.rpartition("/")[0] for case_id in run.manifest.plan})
     endings = ", ".join(f"{count} {status}" for status, count in Counter(row.status for row in rows).most_common())
@@ -55,6 +58,13 @@ def describe_run(run: Run, rows: Sequence[SummaryRow]) -> list[str]:
         lines.append("GPU time (gpu_seconds in the CSV): what the device itself takes for a batch, launches left out")
     if any(row.launch_bound for row in rows):
         lines.append("launch_bound: takes more than 1.1 times its CUDA graph, so the device waits for its launches")
+    if any(row.achieved_flops_per_second is not None for row in rows):
+        lines.append("FLOP/s: those of matrix products, counted as they run, over the time a batch with a full queue")
+    if any(row.roofline_fraction is not None for row in rows):
+        lines.append(
+            "roofline: the least time that the measured peaks leave for a batch's matrix products, or for what its "
+            "operators read and write if longer, over the time taken; above 100 % where caches spare the memory"
+        )
     lines.append(_describe_energy(settings, rows))
     spent: Counter[str] = Counter()
     for row in rows:
@@ -64,6 +74,15 @@ def describe_run(run: Run, rows: Sequence[SummaryRow]) -> list[str]:
         lines.append(f"Time spent on measured cells (by cell in the CSV): {stages}")
     # Names and reasons may come from somebody else's file.
     return [one_line(line) for line in lines]
+
+
+def _peaks(run: Run) -> list[str]:
+    """What the device can do, if that was measured."""
+    if run.peaks is None:
+        return []
+    environments = run.manifest.environments.values()
+    spec = next((data_sheet(found) for found in environments if run.peaks.are_of(found)), None)
+    return [describe_peaks(run.peaks, spec)]
 
 
 def describe_memory_limit(limit_bytes: int) -> str:

@@ -16,8 +16,10 @@ from infsa_bench.quoting import one_line
 from infsa_bench.report.describe import describe_run, energy_remarks
 from infsa_bench.report.units import (
     format_bytes,
+    format_flops_per_second,
     format_interval_seconds,
     format_joules,
+    format_percent,
     format_seconds,
     significant,
 )
@@ -34,6 +36,8 @@ COLUMNS = (
     "95 % interval",
     "processes",
     "images/s",
+    "FLOP/s",
+    "roofline",
     "J/image",
     "W",
     "peak memory",
@@ -56,6 +60,9 @@ RIGHT_ALIGNED = frozenset(COLUMNS) - {"mechanism", "implementation", "status"}
 MIN_SAMPLES = 6
 """Fewer samples than these have no 95 % interval of their median, however independent they are."""
 
+OPTIONAL_COLUMNS = {"FLOP/s": "achieved_flops_per_second", "roofline": "roofline_fraction"}
+"""Left out of a report in which no row has the field."""
+
 WHOLE_NUMBERS = (
     "processes",
     "timed_iterations",
@@ -66,6 +73,9 @@ WHOLE_NUMBERS = (
     "peak_memory_bytes",
     "peak_reserved_bytes",
     "nvml_process_bytes",
+    "matmul_flops",
+    "elementwise_flops",
+    "operator_bytes",
     "energy_trials",
     "temperature_low_celsius",
     "temperature_high_celsius",
@@ -76,11 +86,14 @@ def render_markdown(run: Run, rows: Sequence[SummaryRow]) -> str:
     """Return the whole report of a run as Markdown: where it ran, a table a block, departures as footnotes."""
     lines = [f"# {escape_markdown(run.name)}", ""]
     lines += [f"- {escape_markdown(line)}" for line in describe_run(run, rows)]
+    columns = _columns(rows)
     for title, block in blocks(rows):
         lines += ["", f"## {escape_markdown(title)}", ""]
-        lines.append("| " + " | ".join(COLUMNS) + " |")
-        lines.append("|" + "|".join("---:" if column in RIGHT_ALIGNED else "---" for column in COLUMNS) + "|")
-        lines += ["| " + " | ".join(escape_markdown(cell) for cell in _cells(row)) + " |" for row in block]
+        lines.append("| " + " | ".join(columns) + " |")
+        lines.append("|" + "|".join("---:" if column in RIGHT_ALIGNED else "---" for column in columns) + "|")
+        for row in block:
+            cells = dict(zip(COLUMNS, _cells(row), strict=True))
+            lines.append("| " + " | ".join(escape_markdown(cells[column]) for column in columns) + " |")
     for heading, remarks in (
         ("Cells without a number", _reasons(rows)),
         ("Energy that is not measured, or of low confidence", energy_remarks(rows)),
@@ -93,6 +106,11 @@ def render_markdown(run: Run, rows: Sequence[SummaryRow]) -> str:
         departures = "; ".join(mechanism.departures) or "no departure"
         lines.append(f"- {escape_markdown(name)}: {escape_markdown(departures)}")
     return "\n".join(lines) + "\n"
+
+
+def _columns(rows: Sequence[SummaryRow]) -> list[str]:
+    absent = {column for column, field in OPTIONAL_COLUMNS.items() if all(getattr(row, field) is None for row in rows)}
+    return [column for column in COLUMNS if column not in absent]
 
 
 def render_csv(rows: Sequence[SummaryRow]) -> str:
@@ -181,6 +199,8 @@ def _cells(row: SummaryRow) -> list[str]:
         _interval(row),
         "" if row.processes is None else str(row.processes),
         "" if row.images_per_second is None else significant(row.images_per_second),
+        "" if row.achieved_flops_per_second is None else format_flops_per_second(row.achieved_flops_per_second),
+        "" if row.roofline_fraction is None else format_percent(row.roofline_fraction),
         _energy(row),
         _power(row),
         "" if row.peak_memory_bytes is None else format_bytes(row.peak_memory_bytes),

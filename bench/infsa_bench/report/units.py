@@ -45,6 +45,29 @@ def format_bytes(count: float) -> str:
     return f"{count:.0f} B"
 
 
+def format_flops_per_second(rate: float) -> str:
+    """Return e.g. ``12.3 TFLOP/s``, three significant digits."""
+    return _decimal(rate, "FLOP/s")
+
+
+def format_bytes_per_second(rate: float) -> str:
+    """Return e.g. ``3.35 TB/s``: powers of ten, as rates of memories are given."""
+    return _decimal(rate, "B/s")
+
+
+def format_percent(fraction: float) -> str:
+    """Return e.g. ``12.3 %``, three significant digits."""
+    return f"{significant(100 * fraction)} %"
+
+
+def _decimal(value: float, unit: str) -> str:
+    for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        # After rounding: 999.6 of the one are 1.00 of the next.
+        if float(f"{value:.2e}") >= size:
+            return f"{significant(value / size)} {prefix}{unit}"
+    return f"{significant(value)} {unit}"
+
+
 def format_joules(joules: float, half_width: float | None) -> str:
     """Return an energy and how far it may be off, that with two significant digits, e.g. ``1.234 ± 0.012 J``.
 
