@@ -60,7 +60,7 @@ def _sweep(
     mechanisms: Annotated[
         str, typer.Option(help="Names, or package.module:Class, with commas; all for every one.")
     ] = "all",
-    impl: Annotated[str, typer.Option(help="Implementations: reference.")] = "reference",
+    impl: Annotated[str | None, typer.Option(help="Implementations: reference, fast. GPU: fast, CPU: both.")] = None,
     config: Annotated[str | None, typer.Option(help="4L-64H, 24L-16H. GPU: both, CPU: 4L-64H.")] = None,
     phase: Annotated[str, typer.Option(help="infer, train.")] = "infer",
     dtype: Annotated[
@@ -70,6 +70,10 @@ def _sweep(
     batch_size: Annotated[str, typer.Option(help="Images per batch; never changed silently.")] = "1",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda:N.")] = "auto",
     execution: Annotated[str, typer.Option(help="eager, compile, cuda-graph.")] = "eager",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="[MECHANISM.]NAME=VALUE[,VALUE]: softmax.backend=flash,math; cls_prune=1. Repeatable."),
+    ] = None,
     protocol: Annotated[
         str, typer.Option(help="quick, full (3 replicates), gate (5), paper (50 + 300 calls, amp-fp16).")
     ] = "quick",
@@ -123,6 +127,7 @@ def _sweep(
         batch_size=batch_size,
         device=device,
         execution=execution,
+        option=tuple(option or ()),
         protocol=protocol,
         warmup=warmup,
         iterations=iterations,
@@ -148,7 +153,7 @@ def _sweep(
 @app.command("maxres")
 def _maxres(
     mechanism: Annotated[str, typer.Option(help="Names, or package.module:Class, with commas; all for every one.")],
-    impl: Annotated[str, typer.Option(help="Implementations: reference.")] = "reference",
+    impl: Annotated[str | None, typer.Option(help="Implementations: reference, fast. GPU: fast, CPU: both.")] = None,
     config: Annotated[str, typer.Option(help="4L-64H, 24L-16H.")] = "4L-64H",
     phase: Annotated[str, typer.Option(help="infer (one forward), train (one step).")] = "infer",
     dtype: Annotated[
@@ -157,6 +162,10 @@ def _maxres(
     ] = None,
     batch_size: Annotated[str, typer.Option(help="Images per batch.")] = "1",
     execution: Annotated[str, typer.Option(help="eager, compile, cuda-graph.")] = "eager",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="[MECHANISM.]NAME=VALUE[,VALUE]: softmax.backend=flash,math; cls_prune=1. Repeatable."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda:N.")] = "auto",
     memory_limit: Annotated[
         str | None,
@@ -183,6 +192,7 @@ def _maxres(
         dtype=dtype,
         batch_size=batch_size,
         execution=execution,
+        option=tuple(option or ()),
         device=device,
         memory_limit=memory_limit,
         max_res=max_res,

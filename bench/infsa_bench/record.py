@@ -199,8 +199,9 @@ class Measurement:
         launch_bound: whether the eager iteration takes more than 1.1 times its CUDA graph; None where that is unknown.
         warmup_seconds: host time of each call before timing began; compilation is in the first.
         build_seconds: building and initialising the model on the device, graph capture included.
-        parameters: parameters as built for this resolution.
-        model_bytes: parameters and buffers; for training also gradients and optimiser state.
+        choices: what the model decided by itself, by name: e.g. ``backend`` of a fused kernel, ``host`` (``lean``).
+        parameters: parameters as built for this resolution, before any are multiplied together for inference.
+        model_bytes: parameters and buffers as they run; for training also gradients and optimiser state.
         peak_memory_bytes: peak after warm-up, the model and what libraries allocate through torch (workspaces of
             cuBLAS, tens of MiB) included; None where unknown.
         peak_reserved_bytes: the allocator's peak of reserved memory; None on a CPU.
@@ -222,6 +223,7 @@ class Measurement:
     launch_bound: bool | None
     warmup_seconds: tuple[float, ...]
     build_seconds: float
+    choices: dict[str, str]
     parameters: int
     model_bytes: int
     peak_memory_bytes: int | None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeVar, get_args
 
 from infsa_bench.errors import SpecError, UnknownNameError
+from infsa_models.options import options_of
 from infsa_models.registry import CONFIGS, PATCH_SIZE, Mechanism, available, external
 
 LADDER = (224, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 9216)
@@ -97,6 +98,28 @@ PAPER_PRECISION: Precision = "amp-fp16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OptionAxis:
+    """An option and its values: of one mechanism, or of every one that knows it."""
+
+    mechanism: str | None
+    name: str
+    values: tuple[str, ...]
+
+    def concerns(self, mechanism: str, implementation: str) -> bool:
+        """Tell whether an implementation has the option."""
+        return self.mechanism in (None, mechanism) and self.name in options_of(mechanism, implementation)
+
+
+def option_choices(
+    axes: Iterable[OptionAxis], mechanism: str, implementation: str
+) -> list[tuple[tuple[str, str], ...]]:
+    """Return every combination of options for an implementation; one without any where no axis concerns it."""
+    concerned = [axis for axis in axes if axis.concerns(mechanism, implementation)]
+    pairs = [[(axis.name, value) for value in axis.values] for axis in sorted(concerned, key=lambda axis: axis.name)]
+    return list(itertools.product(*pairs))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
     """The axes of a sweep. Empty ``precisions`` stands for the default of device and phase."""
 
@@ -108,6 +131,7 @@ class Sweep:
     precisions: tuple[Precision, ...]
     executions: tuple[Execution, ...]
     batch_sizes: tuple[int, ...]
+    options: tuple[OptionAxis, ...] = ()
     replicates: int = 1
     seed: int = 0
 
@@ -141,7 +165,9 @@ class Sweep:
         for resolution, config, phase, batch_size, execution, mechanism, implementation in axes:
             if implementation not in known[mechanism].implementations:
                 continue
-            for precision in self.precisions or (DEFAULT_PRECISION[device_type, phase],):
+            precisions = self.precisions or (DEFAULT_PRECISION[device_type, phase],)
+            choices = option_choices(self.options, mechanism, implementation)
+            for precision, options in itertools.product(precisions, choices):
                 yield Case(
                     mechanism=mechanism,
                     implementation=implementation,
@@ -151,6 +177,7 @@ class Sweep:
                     precision=precision,
                     phase=phase,
                     execution=execution,
+                    options=options,
                     seed=self.seed,
                 )
 
@@ -258,6 +285,43 @@ def parse_mechanisms(text: str) -> tuple[str, ...]:
 def parse_configs(text: str) -> tuple[str, ...]:
     """Parse a comma-separated list of configs, e.g. ``4L-64H``."""
     return parse_names(text, "config", tuple(CONFIGS))
+
+
+def parse_options(
+    texts: Iterable[str], mechanisms: Sequence[str], implementations: Sequence[str]
+) -> tuple[OptionAxis, ...]:
+    """Parse ``[MECHANISM.]NAME=VALUE[,VALUE...]`` for each of the options of a sweep over mechanisms.
+
+    Raises:
+        UnknownNameError: none of the mechanisms and implementations has such an option.
+        SpecError: another form, a value that the option cannot have, or the same option twice.
+    """
+    axes = tuple(_option_axis(text, mechanisms, implementations) for text in texts)
+    for mechanism in mechanisms:
+        concerned = [axis.name for axis in axes if any(axis.concerns(mechanism, one) for one in implementations)]
+        if twice := [name for name in concerned if concerned.count(name) > 1]:
+            raise SpecError(f"option {twice[0]} of {mechanism} is given twice; write its values with commas")
+    return axes
+
+
+def _option_axis(text: str, mechanisms: Sequence[str], implementations: Sequence[str]) -> OptionAxis:
+    target, equals, values_text = text.partition("=")
+    owner, dot, name = target.rpartition(".")
+    if not equals or not name or (dot and not owner):
+        raise SpecError(f"{text!r} is no option: write NAME=VALUE or MECHANISM.NAME=VALUE")
+    if owner and owner not in mechanisms:
+        raise UnknownNameError("mechanism", owner, mechanisms)
+    pairs = list(itertools.product([owner] if owner else mechanisms, implementations))
+    known = {option: entry for pair in pairs for option, entry in options_of(*pair).items()}
+    if name not in known:
+        raise UnknownNameError("option", name, known)
+    values = tuple(dict.fromkeys(_items(values_text, "value")))
+    for value in values:
+        try:
+            known[name].parse(value)
+        except ValueError as error:
+            raise SpecError(f"option {name}: {error}") from None
+    return OptionAxis(mechanism=owner or None, name=name, values=values)
 
 
 def parse_duration(text: str) -> float | None:

@@ -220,7 +220,8 @@ def _train_peak(layer: Layer, mixer: LayerCost, host: _Host) -> int:
     activation = layer.precision.activation_bytes * layer.activation
     residual = layer.precision.parameter_bytes * layer.activation
     dense = host.dense and not host.pooled
-    # The two residual sums; the inputs of mixer and dense; of the MLP the input, the hidden layer before and after GELU.
+    # The two residual sums; the inputs of mixer and dense; of the MLP the input, the hidden layer before and after
+    # GELU.
     mlp = 0 if host.lean else (1 + 2 * MLP_RATIO) * activation
     block = 2 * residual + (1 + dense) * activation + mlp + mixer.saved
     # The gradients of the residual sum, of the hidden layer and of a weight of the MLP.

@@ -8,21 +8,18 @@ code, and where several results overlap they were read off a trace (``tests/mode
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 from infsa_models.layer_cost import (
     AGENT_BIAS_SIDE,
-    AGENT_KERNEL_SIZE,
     AGENTS,
-    FLATTEN_KERNEL_SIZE,
     FLOAT32_BYTES,
     LINFORMER_ROWS,
-    MLLA_KERNEL_SIZE,
     SOFT_KERNEL_SIZE,
     SOFT_LANDMARK_SIDE,
     SOFT_NEWTON_STEPS,
+    Formula,
     Layer,
     LayerCost,
     agent,
@@ -36,13 +33,11 @@ from infsa_models.layer_cost import (
     softmax,
 )
 
-FastFormula: TypeAlias = Callable[[Layer], LayerCost]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Bytes:
-    """Bytes as multiples of the sizes that occur: an activation, the same in float32, its conversion to float32 (nothing
-    where it is float32 already), and the mechanism's own matrix.
+    """Bytes as multiples of the sizes that occur: an activation, the same in float32, its conversion to float32
+    (nothing where it is float32 already), and the mechanism's own matrix.
     """
 
     activations: float = 0
@@ -108,7 +103,9 @@ def _made_again(layer: Layer, made_flops: int) -> int:
 
 
 def fast_softmax(layer: Layer) -> LayerCost:
-    """A fused kernel: qkv, its result and the output; its backward multiplies five times where two products have four."""
+    """A fused kernel: qkv, its result and the output; its backward multiplies five times where two products have
+    four.
+    """
     activation = layer.activation_bytes
     return replace(
         softmax(layer),
@@ -293,7 +290,7 @@ def fast_infsa_linear(layer: Layer) -> LayerCost:
     )
 
 
-FAST_FORMULAS: Mapping[str, FastFormula] = {
+FAST_FORMULAS: Mapping[str, Formula] = {
     "softmax": fast_softmax,
     "linformer": fast_linformer,
     "performer": fast_performer,

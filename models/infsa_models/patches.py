@@ -28,8 +28,9 @@ def depthwise(
     weight: Float[Tensor, "embed_dim 1 side side"],
     bias: Float[Tensor, " embed_dim"] | None,
 ) -> Float[Tensor, "batch patches embed_dim"]:
-    """Return the convolution of every channel with a kernel of its own, zeros around the grid."""
+    """Return the convolution of every channel with a kernel of its own, zeros around the grid; in the type of ``x``."""
     channels, _, side, _ = weight.shape
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     return image_to_tokens(F.conv2d(tokens_to_image(x, grid), weight, bias, padding=side // 2, groups=channels))
 
 

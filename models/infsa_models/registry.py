@@ -50,10 +50,11 @@ class Mechanism:
 
     Attributes:
         title: Name as printed.
-        implementations: Implementation name (``reference``, later ``fast``) to ``"package.module:Class"``.
+        implementations: Implementation name (``reference``, ``fast``) to ``"package.module:Class"``.
         complexity: Time of the mixing step in tokens N, width D and the mechanism's own sizes.
         citation: Where it was published.
         departures: Differences of ``reference`` from the published code; tables print them as footnotes.
+        tools: How ``fast`` computes the same function as ``reference``; tables print them as footnotes.
         unsupported: Precision name to the reason why ``reference`` cannot run in it.
     """
 
@@ -62,6 +63,7 @@ class Mechanism:
     complexity: str
     citation: str
     departures: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
     unsupported: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -74,6 +76,13 @@ def _both(target: str) -> dict[str, str]:
     }
 
 
+# Tools that several mechanisms use.
+FUSED = "PyTorch's fused attention kernels"
+FOLDED = "inference: output projection and the host's dense multiplied at build"
+POOLED_TOKENS = "pooled queries from pooled tokens: pool(x) Wq"
+CHANNELS_LAST = "convolutions in the layout of the tokens"
+IN_PIECES = f"nothing of size N x m beyond {PIECE_TOKENS:,} tokens: pieces, with float32 sums"
+
 MECHANISMS: Mapping[str, Mechanism] = {
     "softmax": Mechanism(
         title="Softmax ViT",
@@ -84,12 +93,21 @@ MECHANISMS: Mapping[str, Mechanism] = {
             "the N x N matrix is written to memory, as the paper's latencies imply; "
             "timm and Hugging Face ViT call a tiled kernel today",
         ),
+        tools=(
+            FUSED,
+            FOLDED,
+        ),
     ),
     "linformer": Mechanism(
         title="Linformer",
         implementations=_both("linformer:LinformerAttention"),
         complexity="O(N k D)",
         citation="Wang et al. 2020, arXiv 2006.04768",
+        tools=(
+            "tokens are compressed before they are projected, for N > k: (E^T x) Wk",
+            FUSED,
+            FOLDED,
+        ),
     ),
     "performer": Mechanism(
         title="Performer",
@@ -100,6 +118,11 @@ MECHANISMS: Mapping[str, Mechanism] = {
             "features, sums over tokens and the division run in float32 whatever the precision "
             "(the package gives NaN in float16)",
             "the random features are drawn once (the package redraws them every 1000 training steps)",
+        ),
+        tools=(
+            "epsilons leave the sums, the factors m^-1/2 cancel",
+            IN_PIECES,
+            FOLDED,
         ),
     ),
     "soft": Mechanism(
@@ -113,6 +136,13 @@ MECHANISMS: Mapping[str, Mechanism] = {
             "the class token follows the authors' answer in fudan-zvg/SOFT#11 (no published layer has one)",
             "kernels, Newton and their products run in float32 whatever the precision",
         ),
+        tools=(
+            "K1 (Newton(K2) (K1^T V)), from the right",
+            POOLED_TOKENS,
+            CHANNELS_LAST,
+            IN_PIECES,
+            FOLDED,
+        ),
     ),
     "flatten": Mechanism(
         title="FLatten",
@@ -123,6 +153,12 @@ MECHANISMS: Mapping[str, Mechanism] = {
             "the class token is an ordinary token outside the convolution (its public code has none)",
             "everything between the projections runs in float32 whatever the precision (float16 gives 0/0)",
         ),
+        tools=(
+            "the norms of a query go into its denominator",
+            CHANNELS_LAST,
+            IN_PIECES,
+            FOLDED,
+        ),
     ),
     "agent": Mechanism(
         title="Agent",
@@ -130,6 +166,13 @@ MECHANISMS: Mapping[str, Mechanism] = {
         complexity="O(N n_a D)",
         citation="Han et al. 2024, arXiv 2312.08874",
         departures=("49 agents in every layer (the published base model has 81, and only in 4 of 12 layers)",),
+        tools=(
+            POOLED_TOKENS,
+            "biases from resized tables, the same for all images, as products with one matrix per axis",
+            CHANNELS_LAST,
+            IN_PIECES,
+            FOLDED,
+        ),
     ),
     "mlla": Mechanism(
         title="MLLA",
@@ -142,6 +185,11 @@ MECHANISMS: Mapping[str, Mechanism] = {
             "the class token is not rotated and bypasses the convolutions (its public code has none)",
             "rotation in real arithmetic (there is no complex bfloat16), denominator in float32",
         ),
+        tools=(
+            "rotations from one table for rows and one for columns",
+            CHANNELS_LAST,
+            IN_PIECES,
+        ),
     ),
     "infsa-pure": Mechanism(
         title="Pure-InfSA",
@@ -153,6 +201,10 @@ MECHANISMS: Mapping[str, Mechanism] = {
             "the norm accumulates in float32; the matrix is divided by the nearest power of two, "
             "the N x D result by the rest",
         ),
+        tools=(
+            "one pass over tiles for relu(q k^T) v and the norm; the norm scales the output projection",
+            FOLDED,
+        ),
     ),
     "infsa-linear": Mechanism(
         title="Linear-InfSA",
@@ -163,6 +215,13 @@ MECHANISMS: Mapping[str, Mechanism] = {
             "one projection serves as query and key (the paper's text and parameter counts; its public code has two)",
             "rho stays a learnable tensor on the device (the public code reads it back to the host in every layer)",
             "sums over tokens accumulate in float32",
+        ),
+        tools=(
+            "scores and means of the tokens themselves: K and V are never made, the output projection meets one vector",
+            "the host gets one row for all tokens",
+            "backward pass in closed form",
+            IN_PIECES,
+            FOLDED,
         ),
     ),
 }

@@ -127,7 +127,7 @@ def _(
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:  # noqa: ARG001  # torch passes it by name
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:  # torch passes it by name
     *tensors, ctx.num_heads, ctx.scale = inputs
     ctx.save_for_backward(*tensors)
 

@@ -1,21 +1,20 @@
-"""The host: timm's VisionTransformer with the mixing layer of every block exchanged.
+"""The ViT that hosts the mechanisms: timm's VisionTransformer with the mixing layer of every block exchanged.
 
-The block is the paper's: pre-norm, the attention module with its own output projection, one more D x D dense
-(Hugging Face's ``ViTSelfOutput``), residual, MLP. On top a pooler (D x D, tanh) on the class token and a 1000-way
-head. With that, the published parameter counts come out to the digit (paper, Table 1).
+The blocks are those of :mod:`infsa_models.host`. On top a pooler (D x D, tanh) on the class token and a 1000-way head.
+With that, the published parameter counts come out to the digit (paper, Table 1).
 
 The position embedding is learned for the 14 x 14 grid of 224 x 224 and resampled once, at build: nothing is
 interpolated inside a forward pass. Importing this module registers ``infvit_<mechanism>_<config>`` with timm.
 
-Under ``fast`` mixers the host is the same function with less to keep (:class:`HostBlock`): for inference the mixer's
-output projection and the dense after it are one matrix (:meth:`InfVit.fold_for_inference`), a mixer whose result is the
-same for every token gives the host one row, and from ``LEAN_TOKENS`` tokens on the host works in place, piece by piece.
+Around ``fast`` mixers the model is the same function with less to keep: for inference the mixer's output projection and
+the dense after it are one matrix (:meth:`InfVit.fold_for_inference`), a mixer whose result is the same for every token
+gives the host one row, and from ``LEAN_TOKENS`` tokens on the host works in place, piece by piece.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,11 +22,13 @@ from jaxtyping import Float
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.layers.weight_init import trunc_normal_
 from timm.models import generate_default_cfgs, register_model
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from infsa_models.host import HostBlock, host_attention
+from infsa_models.options import OptionValue
 from infsa_models.patches import image_to_tokens
-from infsa_models.pieces import joined, parts_of, row_pieces, token_pieces
+from infsa_models.pieces import row_pieces
 from infsa_models.registry import (
     BASE_GRID,
     CONFIGS,
@@ -40,45 +41,8 @@ from infsa_models.registry import (
     load_class,
 )
 
-OptionValue = str | int | float | bool
-
 CLS_PRUNE = "cls_prune"
 """The option of the host: the last MLP for the class token only. The logits are the same, and so are all gradients."""
-
-
-class HostBlock(Block):
-    """timm's pre-norm block. ``class_token_only`` ends it with the class token, the only one that the head looks at.
-
-    ``forward_lean`` changes the tokens in place and needs a piece of the hidden layer at a time; where gradients are
-    needed and ``is_lean``, ``forward`` makes the MLP again in the backward pass, piece by piece.
-    """
-
-    class_token_only = False
-    is_lean = False
-
-    def forward(
-        self, x: Float[Tensor, "batch tokens embed_dim"], attn_mask: None = None, is_causal: bool = False
-    ) -> Float[Tensor, "batch _ embed_dim"]:
-        mixed = self.attn(self.norm1(x))
-        if self.class_token_only:
-            x, mixed = x[:, :1], mixed[:, :1]
-        x = x + mixed
-        del mixed
-        if not self.is_lean:
-            return x + self.mlp(self.norm2(x))
-        pieces = token_pieces(*x.shape[:2])
-        parts = parts_of(x, pieces)
-        return joined(lambda index: parts[index] + self.mlp(self.norm2(parts[index])), pieces)
-
-    def forward_lean(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch _ embed_dim"]:
-        """Add to ``x`` in place; return it, or its class token. No gradients."""
-        pieces = token_pieces(*x.shape[:2])
-        x += self.attn.forward_streamed(lambda piece: self.norm1(x[:, piece]), pieces)
-        if self.class_token_only:
-            x, pieces = x[:, :1], [slice(0, 1)]
-        for piece in pieces:
-            x[:, piece] += self.mlp(self.norm2(x[:, piece]))
-        return x
 
 
 class InfVit(VisionTransformer):
@@ -96,7 +60,8 @@ class InfVit(VisionTransformer):
         # timm would make a random full-size position embedding: it is built here, from the 14 x 14 one.
         super().__init__(pos_embed="none", num_classes=num_classes, block_fn=HostBlock, **kwargs)
         self.may_be_lean = may_be_lean
-        self.blocks[-1].class_token_only = cls_prune
+        *_, last = self.host_blocks()
+        last.class_token_only = cls_prune
         device, dtype = kwargs.get("device"), kwargs.get("dtype")
         self.pooler = nn.Linear(self.embed_dim, self.embed_dim, device=device, dtype=dtype)
         base = torch.empty(1, BASE_GRID[0] * BASE_GRID[1] + 1, self.embed_dim, device=device, dtype=torch.float32)
@@ -104,21 +69,31 @@ class InfVit(VisionTransformer):
         resampled = resample_abs_pos_embed(base, new_size=list(grid), old_size=list(BASE_GRID))
         self.pos_embed = nn.Parameter(resampled.to(dtype or torch.get_default_dtype()))
 
+    def host_blocks(self) -> Iterator[HostBlock]:
+        """Yield the blocks, first to last."""
+        for block in self.blocks:
+            assert isinstance(block, HostBlock)
+            yield block
+
     def choices(self, batch: int) -> dict[str, str]:
-        """What the model decides by itself for such a batch, by name; what the mixer decides is known after a forward."""
-        chosen = dict(getattr(self.blocks[0].attn.mixer, "choices", {}))
+        """Return what the model decides by itself for such a batch, by name: ``host``, and what its mixers decided.
+
+        The latter is known after a forward.
+        """
+        chosen = dict(getattr(next(self.host_blocks()).attn.mixer, "choices", {}))
         return chosen | {"host": "lean"} if self._is_lean(batch) else chosen
 
     def forward(
-        self, x: Float[Tensor, "batch channels height width"], attn_mask: None = None, is_causal: bool = False
+        self, x: Float[Tensor, "batch channels height width"], attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Float[Tensor, "batch classes"]:
-        if self._is_lean(x.shape[0]) and not torch.is_grad_enabled():
+        is_lean = self._is_lean(x.shape[0])
+        if is_lean and not torch.is_grad_enabled():
             tokens = self._embedded_in_pieces(x)
-            for block in self.blocks:
+            for block in self.host_blocks():
                 tokens = block.forward_lean(tokens)
             return self.forward_head(self.norm(tokens[:, :1]))
-        for block in self.blocks:
-            block.is_lean = self._is_lean(x.shape[0])
+        for block in self.host_blocks():
+            block.is_lean = is_lean
         return super().forward(x)
 
     def forward_head(
@@ -132,24 +107,28 @@ class InfVit(VisionTransformer):
 
         The model can no longer be trained as the one it was, nor save its state.
         """
-        for block in self.blocks:
+        for block in self.host_blocks():
             block.attn.fold_dense()
 
     def _is_lean(self, batch: int) -> bool:
-        return self.may_be_lean and batch * self.pos_embed.shape[1] >= LEAN_TOKENS
+        height, width = self.patch_embed.grid_size
+        return self.may_be_lean and batch * (height * width + 1) >= LEAN_TOKENS
 
     def _embedded_in_pieces(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch tokens embed_dim"]:
         """Return patches and class token with their positions, written where they stay."""
         batch, (_, width) = images.shape[0], self.patch_embed.grid_size
-        tokens = self.pos_embed.new_empty(batch, *self.pos_embed.shape[1:])
-        tokens[:, :1] = self.cls_token + self.pos_embed[:, :1]
+        positions = self.pos_embed
+        assert positions is not None
+        assert self.cls_token is not None
+        tokens = positions.new_empty(batch, *positions.shape[1:])
+        tokens[:, :1] = self.cls_token + positions[:, :1]
         for rows in row_pieces(batch, self.patch_embed.grid_size):
             pixels = slice(rows.start * PATCH_SIZE, rows.stop * PATCH_SIZE)
             patches = slice(1 + rows.start * width, 1 + rows.stop * width)
             embedded = image_to_tokens(self.patch_embed.proj(images[:, :, pixels]))
-            tokens[:, patches] = embedded + self.pos_embed[:, patches]
+            tokens[:, patches] = embedded + positions[:, patches]
         return tokens
 
 
@@ -201,60 +180,6 @@ def build_vit(
         device=device,
         dtype=dtype,
     )
-
-
-def host_attention(
-    mixer_class: type[nn.Module], grid: tuple[int, int], options: Mapping[str, OptionValue]
-) -> type[nn.Module]:
-    """Return the class that timm instantiates in every block: the mixer, then the host's extra dense.
-
-    timm insists on a class and passes neither grid nor token count, hence one class per build that closes over both.
-    """
-
-    class HostAttention(nn.Module):
-        def __init__(
-            self,
-            dim: int,
-            num_heads: int,
-            *,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-            **timm_arguments: object,
-        ) -> None:
-            super().__init__()
-            self.mixer = mixer_class(dim, num_heads, grid=grid, class_token=True, device=device, dtype=dtype, **options)
-            self.dense = (
-                nn.Linear(dim, dim, device=device, dtype=dtype)
-                if getattr(mixer_class, "host_dense", True)
-                else nn.Identity()
-            )
-
-        def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
-            if hasattr(self.mixer, "forward_pooled"):
-                return self.dense(self.mixer.forward_pooled(x)).expand_as(x)
-            return self.dense(self.mixer(x))
-
-        def forward_streamed(
-            self, piece_of: Callable[[slice], Float[Tensor, "batch piece embed_dim"]], pieces: Sequence[slice]
-        ) -> Float[Tensor, "batch _ embed_dim"]:
-            """Return the same, or one row for all tokens; a mixer that can is given one piece of its input at a time."""
-            if hasattr(self.mixer, "forward_streamed"):
-                return self.dense(self.mixer.forward_streamed(piece_of, pieces))
-            return self.dense(self.mixer(joined(lambda index: piece_of(pieces[index]), pieces)))
-
-        def fold_dense(self) -> None:
-            """Multiply the mixer's output projection and the dense, in float64, if the mixer names the former."""
-            name = getattr(self.mixer, "output_projection", None)
-            if name is None or not isinstance(self.dense, nn.Linear):
-                return
-            projection = self.mixer.get_submodule(name)
-            with torch.no_grad():
-                outer = self.dense.weight.double()
-                projection.weight.copy_(outer @ projection.weight.double())
-                projection.bias.copy_(outer @ projection.bias.double() + self.dense.bias.double())
-            self.dense = nn.Identity()
-
-    return HostAttention
 
 
 def timm_name(mechanism: str, config: str) -> str:

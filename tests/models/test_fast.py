@@ -113,8 +113,8 @@ def relative_errors(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[
 
 
 def tolerance(mechanism: str, dtype: torch.dtype, reference: nn.Module, x: Tensor) -> float:
-    """Return what is tolerated. The gradient of SOFT's inverse is ill-conditioned: in float32 ``reference`` itself is off
-    by more than 1e-5 at some of these shapes, and two times that is what both may differ by.
+    """Return what is tolerated. The gradient of SOFT's inverse is ill-conditioned: in float32 ``reference`` itself is
+    off by more than 1e-5 at some of these shapes, and two times that is what both may differ by.
     """
     if mechanism != "soft" or dtype == torch.float64:
         return TOLERANCES[dtype]

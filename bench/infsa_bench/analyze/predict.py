@@ -180,6 +180,7 @@ def _cost(case: Case) -> Cost | None:
             batch_size=case.batch_size,
             phase=case.phase,
             precision=case.precision,
+            cls_prune=dict(case.options).get("cls_prune") == "1",
         )
     except KeyError:
         return None

@@ -20,6 +20,7 @@ from infsa_bench.analyze.roofline import (
     datasheet_fraction,
     measured_fraction,
 )
+from infsa_bench.analyze.speedup import with_speedups
 from infsa_bench.intervals import effective_samples, lag1_autocorrelation, mean_half_width, median_interval
 from infsa_bench.machine import Environment
 from infsa_bench.peaks import MeasuredPeaks
@@ -62,6 +63,9 @@ class SummaryRow:
         status: ``ok`` where any replicate ran, else the most frequent kind of failure.
         reason: why, for a failure; otherwise empty.
         emulated_memory_bytes: memory of the smaller device that was emulated; None for none.
+        choices: what the model decided by itself, as in Measurement; None for a failed cell.
+        speedup_over_reference: latency of the same cell as ``reference`` over this one's, both of one run; None where
+            there is no such cell, and for ``reference`` itself.
         processes: replicates that ran, one process each: those that the numbers come from.
         latency_seconds: median over processes of each one's median host time of one batch.
         latency_low_seconds: lower end of its 95 % interval; None below 6 samples in one process, and for 2 processes.
@@ -99,6 +103,8 @@ class SummaryRow:
     status: FailureKind | str
     reason: str
     emulated_memory_bytes: int | None = None
+    choices: tuple[tuple[str, str], ...] | None = None
+    speedup_over_reference: float | None = None
     processes: int | None = None
     latency_seconds: float | None = None
     latency_low_seconds: float | None = None
@@ -176,6 +182,7 @@ def summarize(
     for (_, environment), replicates in cells.items():
         row = replace(_row(replicates), emulated_memory_bytes=memory_limit_bytes)
         rows.append(_with_fractions(row, environments.get(environment), peaks))
+    rows = with_speedups(rows)
     return sorted(rows, key=lambda row: (row.case.config, row.case.phase, row.case.batch_size, row.case.resolution))
 
 
@@ -214,6 +221,7 @@ def _row(records: Sequence[Record]) -> SummaryRow:
         environment=environment,
         status="ok",
         reason="",
+        choices=tuple(measured[0].choices.items()),
         processes=len(measured),
         latency_seconds=latency,
         latency_low_seconds=low,

@@ -9,7 +9,10 @@ from rich.table import Table
 from infsa_bench.paper import parameters_millions
 from infsa_bench.spec import known_mechanisms
 from infsa_models.cost import vit_cost
+from infsa_models.options import OPTIONS, Option
 from infsa_models.registry import CONFIGS
+
+VALUES = {bool: "0|1", int: "N", float: "0..1", str: "TEXT"}
 
 
 def list_mechanisms(console: Console) -> None:
@@ -37,6 +40,16 @@ def list_mechanisms(console: Console) -> None:
         console.print(f"  implementations: {implementations}", markup=False, highlight=False)
         for departure in mechanism.departures or ("none",):
             console.print(f"  departure: {departure}", markup=False, highlight=False)
+        for tool in mechanism.tools:
+            console.print(f"  fast: {tool}", markup=False, highlight=False)
+        options = [_option(option, entry) for option, entry in OPTIONS.get(name, {}).items()]
+        if options:
+            console.print(f"  options: {', '.join(options)}", markup=False, highlight=False)
+
+
+def _option(name: str, option: Option) -> str:
+    values = "|".join(option.choices) if option.choices else VALUES[option.kind]
+    return f"{name}={values}"
 
 
 def _ours(mechanism: str, config: str) -> str:

@@ -30,11 +30,13 @@ from infsa_bench.spec import (
     PHASES,
     PRECISIONS,
     Case,
+    option_choices,
     parse_batch_sizes,
     parse_configs,
     parse_duration,
     parse_mechanisms,
     parse_names,
+    parse_options,
     resolve_mechanisms,
 )
 from infsa_bench.store import Manifest, RunWriter, Search, Settings
@@ -50,12 +52,13 @@ class MaxresRequest:
     """The options of the command line as typed; None where the default depends on the device."""
 
     mechanism: str
-    impl: str = "reference"
+    impl: str | None = None
     config: str = "4L-64H"
     phase: str = "infer"
     dtype: str | None = None
     batch_size: str = "1"
     execution: str = "eager"
+    option: tuple[str, ...] = ()
     device: str = "auto"
     memory_limit: str | None = None
     max_res: int = 9216
@@ -144,6 +147,8 @@ def _models(request: MaxresRequest, device_type: str) -> tuple[Case, ...]:
     mechanisms = parse_mechanisms(request.mechanism)
     known = resolve_mechanisms(mechanisms)
     phases = parse_names(request.phase, "phase", PHASES)
+    implementations = parse_implementations(request.impl, device_type)
+    axes = parse_options(request.option, mechanisms, implementations)
     models = tuple(
         Case(
             mechanism=mechanism,
@@ -154,6 +159,7 @@ def _models(request: MaxresRequest, device_type: str) -> tuple[Case, ...]:
             precision=precision,
             phase=phase,
             execution=execution,
+            options=options,
             seed=request.seed,
         )
         for config, phase, batch_size, execution, mechanism, implementation in itertools.product(
@@ -162,7 +168,7 @@ def _models(request: MaxresRequest, device_type: str) -> tuple[Case, ...]:
             parse_batch_sizes(request.batch_size),
             parse_names(request.execution, "execution", EXECUTIONS),
             mechanisms,
-            parse_implementations(request.impl),
+            implementations,
         )
         if implementation in known[mechanism].implementations
         for precision in (
@@ -170,9 +176,10 @@ def _models(request: MaxresRequest, device_type: str) -> tuple[Case, ...]:
             if request.dtype is None
             else parse_names(request.dtype, "dtype", PRECISIONS)
         )
+        for options in option_choices(axes, mechanism, implementation)
     )
     if not models:
-        raise SpecError(f"no model: none of {', '.join(mechanisms)} has {request.impl}")
+        raise SpecError(f"no model: none of {', '.join(mechanisms)} has {' or '.join(implementations)}")
     return models
 
 

@@ -25,6 +25,7 @@ from infsa_bench.spec import (
     parse_duration,
     parse_mechanisms,
     parse_names,
+    parse_options,
     parse_resolutions,
     parse_size,
 )
@@ -37,6 +38,7 @@ ENERGY_CHOICES: tuple[EnergyChoice, ...] = get_args(EnergyChoice)
 FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 LEAST_MEMORY_LIMIT_BYTES = 256 * 2**20
 
+DEFAULT_IMPLEMENTATIONS = {"cpu": "reference,fast", "cuda": "fast"}
 CPU_DEFAULTS = {"res": "224..1024", "config": "4L-64H"}
 CUDA_DEFAULTS = {"res": "224..9216", "config": "4L-64H,24L-16H"}
 
@@ -47,13 +49,14 @@ class SweepRequest:
 
     res: str | None = None
     mechanisms: str = "all"
-    impl: str = "reference"
+    impl: str | None = None
     config: str | None = None
     phase: str = "infer"
     dtype: str | None = None
     batch_size: str = "1"
     device: str = "auto"
     execution: str = "eager"
+    option: tuple[str, ...] = ()
     protocol: str = "quick"
     warmup: int | None = None
     iterations: int | None = None
@@ -126,8 +129,13 @@ def check_device(name: str) -> None:
         raise SpecError(f"unknown device {name!r}; write auto, cpu or cuda:N")
 
 
-def parse_implementations(text: str) -> tuple[str, ...]:
-    """Parse a comma-separated list of implementations that any mechanism has; raises as parse_names."""
+def parse_implementations(text: str | None, device_type: str) -> tuple[str, ...]:
+    """Parse a comma-separated list of implementations that any mechanism has; None for the device's default.
+
+    Raises:
+        UnknownNameError, SpecError: as parse_names.
+    """
+    text = DEFAULT_IMPLEMENTATIONS[device_type] if text is None else text
     known = [implementation for entry in known_mechanisms().values() for implementation in entry.implementations]
     return parse_names(text, "implementation", tuple(dict.fromkeys(known)))
 
@@ -161,18 +169,21 @@ def sweep_axes(request: SweepRequest, device_type: str, replicates: int) -> Swee
         SpecError: one of them makes no sense.
     """
     defaults = CUDA_DEFAULTS if device_type == "cuda" else CPU_DEFAULTS
+    mechanisms = parse_mechanisms(request.mechanisms)
+    implementations = parse_implementations(request.impl, device_type)
     dtype = request.dtype
     if dtype is None and request.protocol == "paper":
         dtype = PAPER_PRECISION
     return Sweep(
-        mechanisms=parse_mechanisms(request.mechanisms),
-        implementations=parse_implementations(request.impl),
+        mechanisms=mechanisms,
+        implementations=implementations,
         configs=parse_configs(defaults["config"] if request.config is None else request.config),
         resolutions=parse_resolutions(defaults["res"] if request.res is None else request.res),
         phases=parse_names(request.phase, "phase", PHASES),
         precisions=() if dtype is None else parse_names(dtype, "dtype", PRECISIONS),
         executions=parse_names(request.execution, "execution", EXECUTIONS),
         batch_sizes=parse_batch_sizes(request.batch_size),
+        options=parse_options(request.option, mechanisms, implementations),
         replicates=replicates,
         seed=request.seed,
     )

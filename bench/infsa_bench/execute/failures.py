@@ -34,7 +34,8 @@ def attempt(work: Callable[[], Result]) -> Result | Exception:
 
 def describe_failure(error: Exception, stage: Stage, instruments: Instruments) -> Failure:
     """Return the failure that ``error`` is. What its traceback keeps alive is still there: it is what was held."""
-    found = ErrorKind(kind="unsupported") if isinstance(error, UnsupportedError) else classify_error(error)
+    is_unsupported = isinstance(error, UnsupportedError | NotImplementedError)
+    found = ErrorKind(kind="unsupported") if is_unsupported else classify_error(error)
     cause, allocated_bytes, reserved_bytes, free_bytes = found.cause, None, None, None
     if found.kind in MEMORY_KINDS:
         # A device that met an error may answer nothing any more.

@@ -104,6 +104,7 @@ class MeasuredCase:
             warmup_seconds=warmup_seconds,
             build_seconds=workload.build_seconds,
             parameters=workload.parameters,
+            choices=workload.choices(),
             model_bytes=workload.model_bytes,
             peak_memory_bytes=peak.allocated_bytes,
             peak_reserved_bytes=peak.reserved_bytes,

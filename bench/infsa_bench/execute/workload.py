@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from infsa_bench.execute.modes import MODES, Forward, IndexedForward
 from infsa_bench.spec import INPUT_BUFFERS, Case, resolve_mechanisms
+from infsa_models.options import parse_options
 from infsa_models.registry import NUM_CLASSES
 from infsa_models.vit import build_vit
 
@@ -30,6 +31,8 @@ class Workload:
     ``count_call`` runs one iteration of the eager model, to be looked into; None where ``call`` is just that. The first
     iteration also makes the optimiser's state: ``optimizer_bytes`` tells its size once it is there.
 
+    ``choices`` tells what the model decided by itself, once it has run.
+
     ``graph_twin`` captures the same iteration in CUDA graphs and returns what replays it, for comparison; None where
     the case is not eager inference on a GPU. It raises as build_workload does, and its graphs need memory.
     """
@@ -37,6 +40,7 @@ class Workload:
     call: Callable[[], Tensor]
     count_call: Callable[[], Tensor] | None
     graph_twin: Callable[[], Callable[[], Tensor]] | None
+    choices: Callable[[], dict[str, str]]
     parameters: int
     model_bytes: int
     build_seconds: float
@@ -59,6 +63,7 @@ def build_workload(case: Case, device: torch.device) -> Workload:
 
     Raises:
         UnsupportedError: the mode cannot take this model.
+        NotImplementedError: the model cannot run as asked, e.g. with a kernel that the device lacks; so may the call.
         torch.OutOfMemoryError, RuntimeError: as torch raises them.
     """
     torch.manual_seed(case.seed)
@@ -68,10 +73,13 @@ def build_workload(case: Case, device: torch.device) -> Workload:
         case.config,
         case.resolution,
         implementation=case.implementation,
-        options=dict(case.options),
+        options=parse_options(case.mechanism, case.implementation, dict(case.options)),
         device=device,
         dtype=_PARAMETER_DTYPES.get(case.precision, torch.float32),
     )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if case.phase == "infer":
+        model.fold_for_inference()
     build_seconds = time.perf_counter() - start
     images = [_random_images(case, device) for _ in range(INPUT_BUFFERS)]
     state_bytes = sum(tensor.nbytes for tensor in itertools.chain(model.parameters(), model.buffers()))
@@ -100,7 +108,8 @@ def build_workload(case: Case, device: torch.device) -> Workload:
         call=call,
         count_call=count_call,
         graph_twin=graph_twin,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        choices=functools.partial(model.choices, case.batch_size),
+        parameters=parameters,
         model_bytes=state_bytes,
         build_seconds=build_seconds,
         is_in_backward=is_in_backward,

@@ -34,6 +34,7 @@ COLUMNS = (
     "tokens",
     "latency",
     "95 % interval",
+    "vs reference",
     "processes",
     "images/s",
     "FLOP/s",
@@ -50,6 +51,7 @@ TERMINAL_COLUMNS = {
     "implementation": "impl",
     "resolution": "side",
     "latency": "latency",
+    "vs reference": "vs ref.",
     "95 % interval": "95 % interval",
     "images/s": "images/s",
     "J/image": "J/image",
@@ -60,7 +62,11 @@ RIGHT_ALIGNED = frozenset(COLUMNS) - {"mechanism", "implementation", "status"}
 MIN_SAMPLES = 6
 """Fewer samples than these have no 95 % interval of their median, however independent they are."""
 
-OPTIONAL_COLUMNS = {"FLOP/s": "achieved_flops_per_second", "roofline": "roofline_fraction"}
+OPTIONAL_COLUMNS = {
+    "vs reference": "speedup_over_reference",
+    "FLOP/s": "achieved_flops_per_second",
+    "roofline": "roofline_fraction",
+}
 """Left out of a report in which no row has the field."""
 
 WHOLE_NUMBERS = (
@@ -105,6 +111,11 @@ def render_markdown(run: Run, rows: Sequence[SummaryRow]) -> str:
     for name, mechanism in _mechanisms(rows).items():
         departures = "; ".join(mechanism.departures) or "no departure"
         lines.append(f"- {escape_markdown(name)}: {escape_markdown(departures)}")
+    if any(row.case.implementation == "fast" for row in rows):
+        lines += ["", "## How `fast` computes the same", ""]
+        for name, mechanism in _mechanisms(rows).items():
+            if mechanism.tools:
+                lines.append(f"- {escape_markdown(name)}: {escape_markdown('; '.join(mechanism.tools))}")
     return "\n".join(lines) + "\n"
 
 
@@ -130,7 +141,9 @@ def render_terminal(title: str, rows: Sequence[SummaryRow]) -> Table:
         left_out.add("implementation")
     if all(row.joules_per_image is None for row in rows):
         left_out.add("J/image")
-    if not left_out:
+    if all(row.speedup_over_reference is None for row in rows):
+        left_out.add("vs reference")
+    if not {"implementation", "J/image"} & left_out or not {"implementation", "vs reference"} & left_out:
         left_out.add("95 % interval")
     columns = [column for column in TERMINAL_COLUMNS if column not in left_out]
     for column in columns:
@@ -142,6 +155,7 @@ def render_terminal(title: str, rows: Sequence[SummaryRow]) -> Table:
         cells["status"] = row.status + ("*" if row.flags else "")
         cells["J/image"] = _energy(row, short=True)
         cells["95 % interval"] = _interval(row, short=True)
+        cells["implementation"] = _implementation(row, short=True)
         table.add_row(*(Text(one_line(cells[column])) for column in columns))
     return table
 
@@ -167,7 +181,7 @@ def _frame(rows: Sequence[SummaryRow]) -> pd.DataFrame:
         | {name: getattr(row.case, name) for name in case_fields}
         | {"options": ",".join(f"{key}={value}" for key, value in row.case.options), "tokens": row.case.tokens}
         | {name: getattr(row, name) for name in row_fields}
-        | {"flags": " ".join(row.flags), "stage_seconds": _stages(row)}
+        | {"flags": " ".join(row.flags), "stage_seconds": _stages(row), "choices": _choices(row)}
         for row in rows
     ]
     records = [
@@ -182,6 +196,10 @@ def _frame(rows: Sequence[SummaryRow]) -> pd.DataFrame:
     return frame
 
 
+def _choices(row: SummaryRow) -> str | None:
+    return None if row.choices is None else ",".join(f"{key}={value}" for key, value in row.choices)
+
+
 def _stages(row: SummaryRow) -> str | None:
     if row.stage_seconds is None:
         return None
@@ -192,11 +210,12 @@ def _cells(row: SummaryRow) -> list[str]:
     status = row.status if not row.flags else f"{row.status} ({', '.join(row.flags)})"
     return [
         row.case.mechanism,
-        row.case.implementation + "".join(f" {key}={value}" for key, value in row.case.options),
+        _implementation(row),
         str(row.case.resolution),
         f"{row.case.tokens:,}",
         "" if row.latency_seconds is None else format_seconds(row.latency_seconds),
         _interval(row),
+        "" if row.speedup_over_reference is None else f"{significant(row.speedup_over_reference)}x",
         "" if row.processes is None else str(row.processes),
         "" if row.images_per_second is None else significant(row.images_per_second),
         "" if row.achieved_flops_per_second is None else format_flops_per_second(row.achieved_flops_per_second),
@@ -208,6 +227,14 @@ def _cells(row: SummaryRow) -> list[str]:
         "" if row.parameters is None else f"{row.parameters:,}",
         status,
     ]
+
+
+def _implementation(row: SummaryRow, *, short: bool = False) -> str:
+    """The implementation, its options, and, unless ``short``, what the model decided by itself."""
+    name = row.case.implementation + "".join(f" {key}={value}" for key, value in row.case.options)
+    if short or not row.choices:
+        return name
+    return f"{name} ({', '.join(f'{key}: {value}' for key, value in row.choices)})"
 
 
 def _interval(row: SummaryRow, *, short: bool = False) -> str:

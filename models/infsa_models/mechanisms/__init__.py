@@ -19,9 +19,9 @@ The contract that the host (:mod:`infsa_models.vit`) relies on, for mechanisms o
 
         def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]: ...
 
-``host_dense`` may be left out (True). Further keyword arguments with defaults are options of the mechanism. A class that
-cannot run as asked (a kernel that the device lacks) raises ``NotImplementedError`` with the reason, when it is built or
-called: the case is then recorded as unsupported.
+``host_dense`` may be left out (True). Further keyword arguments with defaults are options of the mechanism. A class
+that cannot run as asked (a kernel that the device lacks) raises ``NotImplementedError`` with the reason, when it is
+built or called: the case is then recorded as unsupported.
 
 A ``fast`` class is the same function of the same parameters as ``reference``: its state can be loaded from it. It may
 offer the host more::

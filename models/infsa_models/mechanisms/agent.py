@@ -13,8 +13,8 @@ Source: Han et al. 2024 (arXiv 2312.08874); LeapLabTHU/Agent-Attention, ``agent_
 ``agent_pvt`` (no class token, ``q`` and ``kv``).
 Departures: rectangular grids; any depth (the published table of layers ends at 12); 49 agents in all layers.
 Fast: agents from the averaged tokens (``pool(x) Wq``); the biases of some rows of the grid at a time, as one product of
-their resized tables (bilinear resizing is a product with one matrix per axis), the same for all images; the softmax over
-tokens in parts that are weighted with their sums; no more of the N x n_a matrices than one piece of the rows.
+their resized tables (bilinear resizing is a product with one matrix per axis), the same for all images; the softmax
+over tokens in parts that are weighted with their sums; no more of the N x n_a matrices than one piece of the rows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infsa_models.heads import merge_heads, split_heads
-from infsa_models.patches import depthwise, image_to_tokens, tokens_of, tokens_to_image, with_class_token
+from infsa_models.patches import depthwise, image_to_tokens, tokens_of, tokens_to_image
 from infsa_models.pieces import joined, made_again, parts_of, row_pieces
 
 BIAS_GRID = 7
@@ -208,8 +208,7 @@ class FastAgentAttention(AgentAttention):
             of_pieces, log_sums = zip(*(made_again(collect, index) for index in range(len(pieces))), strict=True)
             shares = torch.stack(log_sums).softmax(dim=0)
             collected = (shares * torch.stack(of_pieces)).sum(dim=0).to(value.dtype)
-        dwc_weight, dwc_bias = self.dwc.weight.to(value.dtype), self.dwc.bias.to(value.dtype)
-        local = depthwise(value[:, class_tokens:], self.grid, dwc_weight, dwc_bias)
+        local = depthwise(value[:, class_tokens:], self.grid, self.dwc.weight, self.dwc.bias)
 
         local_parts = parts_of(local, [tokens_of(rows, self.grid, 0) for rows in pieces])
 

@@ -139,9 +139,9 @@ class FastFlattenAttention(FlattenAttention):
             collected = [made_again(collect, index) for index in range(len(pieces))]
             state, key_sum = (torch.stack(sums).sum(dim=0) for sums in zip(*collected, strict=True))
         state, mean_key = state / tokens, (key_sum / tokens).unsqueeze(-1)
-        kernel = self.dwc.weight.to(value.dtype).repeat(self.num_heads, 1, 1, 1)
-        bias = self.dwc.bias.to(value.dtype).repeat(self.num_heads)
-        local = depthwise(value[:, class_tokens:], self.grid, kernel, bias)
+        kernels = self.dwc.weight.repeat(self.num_heads, 1, 1, 1)
+        assert self.dwc.bias is not None
+        local = depthwise(value[:, class_tokens:], self.grid, kernels, self.dwc.bias.repeat(self.num_heads))
         local_parts = parts_of(local, [patches_of(piece, class_tokens) for piece in pieces])
 
         def read(index: int) -> Tensor:

@@ -13,8 +13,8 @@ Source: Roffo et al. 2026 (arXiv 2603.00175), Pure-InfSA; public code giorgiorof
 Departures: ``rho`` stays a tensor (the public code calls ``.item()``: no gradient, one device synchronisation per
 layer), the norm accumulates in float32, and the N x N matrix is divided by the power of two next to its norm; the
 rest of the division, a factor near one, falls on the N x D result (see ``MATRIX_SCALE``).
-Fast: ``relu(q k^T) v`` and ``|relu(q k^T)|_F^2`` in one pass over tiles (:mod:`infsa_models.relu_attention`), N x N never
-written; ``rho / (|A|_F + eps)`` is one number a head and image and scales the columns of the output projection.
+Fast: ``relu(q k^T) v`` and ``|relu(q k^T)|_F^2`` in one pass over tiles (:mod:`infsa_models.relu_attention`), N x N
+never written; ``rho / (|A|_F + eps)`` is one number a head and image and scales the columns of the output projection.
 """
 
 from __future__ import annotations

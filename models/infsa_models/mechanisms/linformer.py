@@ -5,8 +5,9 @@ head of size d ``A = softmax(q K~^T / sqrt(d)),  y = A V~,  out = merge(y) Wo^T 
 Cost: time O(N k D), memory O(h N k), and 2 N k parameters: E and F are made for one resolution, at build. The class
 token is an ordinary token.
 Source: Wang et al. 2020 (arXiv 2006.04768); the layer is that of the ``linformer`` package (lucidrains), run as it is.
-Fast: for N > k, ``K~ = (E^T x) Wk`` and ``V~ = (F^T x) Wv``, so that K and V are never made; the N x k attention runs in
-``torch.nn.functional.scaled_dot_product_attention`` and is never written. Time O(N k D) with 4 N D^2 less, memory O(N D).
+Fast: for N > k, ``K~ = (E^T x) Wk`` and ``V~ = (F^T x) Wv``, so that K and V are never made; the N x k attention runs
+in ``torch.nn.functional.scaled_dot_product_attention`` and is never written. Time O(N k D) with 4 N D^2 less, memory
+O(N D).
 """
 
 from __future__ import annotations

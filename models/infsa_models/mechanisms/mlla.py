@@ -242,8 +242,7 @@ class FastMllaCore(MllaCore):
             collected = [made_again(collect, index) for index in range(len(pieces))]
             state, key_sum = (torch.stack(sums).sum(dim=0) for sums in zip(*collected, strict=True))
         mean_key = split_heads((key_sum / tokens).unsqueeze(1), self.num_heads).transpose(-2, -1)
-        weight, bias = self.lepe.weight.to(x.dtype), self.lepe.bias.to(x.dtype)
-        local = depthwise(x[:, class_tokens:], self.grid, weight, bias)
+        local = depthwise(x[:, class_tokens:], self.grid, self.lepe.weight, self.lepe.bias)
 
         local_parts = parts_of(local, [tokens_of(rows, self.grid, 0) for rows in pieces])
 

@@ -13,9 +13,9 @@ Source: Choromanski et al. 2021 (arXiv 2009.14794); the features and the attenti
 ``performer-pytorch`` package (lucidrains), run as they are.
 Departure: features, sums over tokens and the division run in float32 at least. In pure float16 the package gives NaN
 for most tokens (the denominator falls to 2e-6), and it has no guard against autocast here.
-Fast: the epsilons leave the sums (``sum (e + eps) v = sum e v + eps sum v``), both factors m^{-1/2} cancel, and pieces of
-the tokens have their own maximum, rescaled to the common one when they are added: one pass over keys and values, one over
-queries, and no more of the N x m features than one piece.
+Fast: the epsilons leave the sums (``sum (e + eps) v = sum e v + eps sum v``), both factors m^{-1/2} cancel, and
+pieces of the tokens have their own maximum, rescaled to the common one when they are added: one pass over keys and
+values, one over queries, and no more of the N x m features than one piece.
 """
 
 from __future__ import annotations
@@ -156,13 +156,14 @@ class FastPerformerAttention(PerformerAttention):
 def _added(parts: list[KeySums]) -> KeySums:
     """Return the sums over all parts, relative to the largest of their maxima."""
     maximum = torch.stack([part.maximum for part in parts]).amax(dim=0)
-    features, feature_values = 0, 0
-    for part in parts:
-        factor = torch.exp(part.maximum - maximum)[:, 0]
-        features = features + factor * part.features
-        feature_values = feature_values + factor.unsqueeze(-1) * part.feature_values
-    values = torch.stack([part.values for part in parts]).sum(dim=0)
-    return KeySums(maximum, features, feature_values, values)
+    factors = [torch.exp(part.maximum - maximum)[:, 0] for part in parts]
+    scaled = list(zip(factors, parts, strict=True))
+    return KeySums(
+        maximum,
+        torch.stack([factor * part.features for factor, part in scaled]).sum(dim=0),
+        torch.stack([factor.unsqueeze(-1) * part.feature_values for factor, part in scaled]).sum(dim=0),
+        torch.stack([part.values for part in parts]).sum(dim=0),
+    )
 
 
 class Float32FastAttention(FastAttention):  # type: ignore[misc]  # the package has no types

@@ -16,9 +16,9 @@ conv(V) passes its value through.
 Source: Lu et al. 2021 (arXiv 2110.11945); fudan-zvg/SOFT, ``SoftmaxFreeAttention`` with its pure-torch kernel.
 Departures: 49 pooled landmarks by default; the kernels, Newton and their products run in float32 at least: K1^T V
 is a sum over all tokens without normalisation, and the distances are differences of large numbers.
-Fast: ``K1 (Newton(K2) (K1^T V))``, which multiplies N x m by m x d in place of m x m; landmarks from the averaged tokens
-(``pool(x) Wq``); the squared norms are added, not multiplied with ones; conv(V) leaves the layout of the tokens as it is;
-no more of the N x m kernel than one piece of the tokens.
+Fast: ``K1 (Newton(K2) (K1^T V))``, which multiplies N x m by m x d in place of m x m; landmarks from the averaged
+tokens (``pool(x) Wq``); the squared norms are added, not multiplied with ones; conv(V) leaves the layout of the
+tokens as it is; no more of the N x m kernel than one piece of the tokens.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ class SoftCore(nn.Module):
     ) -> Float[Tensor, "batch patches embed_dim"]:
         """Return conv(V) of the patches of merged values, in their layout: each channel with the kernel of its head."""
         head_dim = value.shape[-1] // self.num_heads
-        weight = self.conv.weight.to(value.dtype).repeat_interleave(head_dim, dim=0)
+        weight = self.conv.weight.repeat_interleave(head_dim, dim=0)
         return depthwise(value[:, int(self.class_token) :], self.grid, weight, None)
 
     def _convolve(
