@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep test check soak gpu
+.PHONY: help sweep test check bench soak gpu
 
 help:  ## List the targets.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-8s %s\n", $$1, $$2 }'
@@ -27,6 +27,9 @@ check: $(READY)  ## Formatting, lint, types, import rules, then the tests.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
+
+bench: $(READY)  ## Time single attention layers, reference beside fast (ten minutes on two cores).
+	$(BIN)/infsa-bench layers
 
 soak: $(READY)  ## The tests in their long versions.
 	$(BIN)/python -m pytest -m "not gpu"

@@ -208,6 +208,21 @@ def _maxres(
     raise typer.Exit(maxres(request, Console()))
 
 
+@app.command("layers")
+def _layers(
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:N.")] = "cpu",
+    mechanisms: Annotated[str, typer.Option(help="Names with commas; all for every one.")] = "all",
+    heads: Annotated[str, typer.Option(help="Numbers of heads of the width of 1024.")] = "64,16",
+    tokens: Annotated[str, typer.Option(help="A square grid and a class token each.")] = "197,1025,4097",
+    rounds: Annotated[int, typer.Option(help="Calls of either implementation, in turns.")] = 9,
+    out: Annotated[Path | None, typer.Option(help="New folder for times and table.")] = None,
+) -> None:
+    """Time single attention layers, reference beside fast, in one process; on a CPU in ten minutes."""
+    from infsa_bench.commands.layers import layers
+
+    layers(device, mechanisms, heads, tokens, rounds, out, Console())
+
+
 @app.command("list")
 def _list() -> None:
     """Print the mechanisms: complexity, parameters (ours / paper), implementations, departures."""

@@ -254,6 +254,15 @@ def parse_batch_sizes(text: str) -> tuple[int, ...]:
     return sizes
 
 
+def parse_whole_numbers(text: str, what: str) -> tuple[int, ...]:
+    """Parse a comma-separated list of whole numbers, without repeats.
+
+    Raises:
+        SpecError: not a number.
+    """
+    return tuple(dict.fromkeys(_whole_number(item, what) for item in _items(text, what)))
+
+
 def parse_names(text: str, what: str, known: Sequence[Name]) -> tuple[Name, ...]:
     """Parse a comma-separated list of names out of ``known``, in the order given, without repeats.
 

@@ -97,6 +97,7 @@ MEASUREMENT = Measurement(
     launch_bound=None,
     warmup_seconds=(1.0,),
     build_seconds=0.125,
+    choices={},
     parameters=10,
     model_bytes=40,
     peak_memory_bytes=100,
