@@ -6,6 +6,7 @@ table against the classes' keyword arguments.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -43,10 +44,9 @@ class Option:
         if self.kind is int and not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
             raise ValueError(f"{text!r} is not a positive whole number")
         if self.kind is float:
-            number = float(text) if len(text) <= 30 else float("nan")
-            if not 0 < number < 1:
+            if not re.fullmatch(r"0?\.[0-9]{1,9}", text) or float(text) == 0:
                 raise ValueError(f"{text!r} is not a number between 0 and 1")
-            return number
+            return float(text)
         return self.kind(text)
 
 

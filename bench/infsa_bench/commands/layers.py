@@ -55,7 +55,11 @@ def layers(
         raise SpecError(f"{out} exists; choose another --out") from None
     except OSError as error:
         raise SpecError(f"cannot write to {out}: {error.strerror or error}") from error
-    run = _timed(device, rounds, names, head_counts, token_counts, console)
+    try:
+        run = _timed(device, rounds, names, head_counts, token_counts, console)
+    except SpecError:
+        out.rmdir()
+        raise
     try:
         write_layers(out, run)
         (out / REPORT).write_text(render_layers(run))

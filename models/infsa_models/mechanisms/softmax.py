@@ -155,5 +155,9 @@ def xformers_attention(
         from xformers.ops import memory_efficient_attention
     except ImportError as error:
         raise NotImplementedError(f"backend xformers: {error}") from error
-    mixed: Tensor = memory_efficient_attention(query, key, value)
+    try:
+        mixed: Tensor = memory_efficient_attention(query, key, value)
+    except NotImplementedError as error:
+        # It lists its kernels, and why it took none of them, over many lines.
+        raise NotImplementedError(f"backend xformers: {' '.join(str(error).split())}") from error
     return mixed
