@@ -39,6 +39,8 @@ DEFAULT_PRECISION: Mapping[tuple[str, str], Precision] = {
 }
 """Precision by (device type, phase) where none is asked for."""
 
+DEFAULT_IMPLEMENTATIONS: Mapping[str, tuple[str, ...]] = {"cpu": ("reference", "fast"), "cuda": ("fast",)}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
@@ -121,7 +123,10 @@ def option_choices(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """The axes of a sweep. Empty ``precisions`` stands for the default of device and phase."""
+    """The axes of a sweep.
+
+    Empty ``precisions`` stands for the default of device and phase, empty ``implementations`` for that of the device.
+    """
 
     mechanisms: tuple[str, ...]
     implementations: tuple[str, ...]
@@ -159,12 +164,13 @@ class Sweep:
             self.phases,
             self.batch_sizes,
             self.executions,
-            self.mechanisms,
-            self.implementations,
+            (
+                (mechanism, implementation)
+                for mechanism in self.mechanisms
+                for implementation in implementations_of(known[mechanism], self.implementations, device_type)
+            ),
         )
-        for resolution, config, phase, batch_size, execution, mechanism, implementation in axes:
-            if implementation not in known[mechanism].implementations:
-                continue
+        for resolution, config, phase, batch_size, execution, (mechanism, implementation) in axes:
             precisions = self.precisions or (DEFAULT_PRECISION[device_type, phase],)
             choices = option_choices(self.options, mechanism, implementation)
             for precision, options in itertools.product(precisions, choices):
@@ -180,6 +186,18 @@ class Sweep:
                     options=options,
                     seed=self.seed,
                 )
+
+
+def implementations_of(mechanism: Mechanism, asked: Sequence[str], device_type: str) -> list[str]:
+    """Return which of the implementations asked for a mechanism has; asked for none, the default of the device.
+
+    One that has nothing of that default, because it comes from elsewhere, runs as it is.
+    """
+    known = mechanism.implementations
+    if asked:
+        return [implementation for implementation in asked if implementation in known]
+    default = [implementation for implementation in DEFAULT_IMPLEMENTATIONS[device_type] if implementation in known]
+    return default or list(known)
 
 
 def known_mechanisms() -> dict[str, Mechanism]:

@@ -32,12 +32,18 @@ class Result:
 
 
 class CommandLine:
-    """Runs ``infsa-bench ...`` in this process, in an empty folder."""
+    """Runs ``infsa-bench ...`` in this process, in an empty folder.
+
+    Sweeps and searches are of ``reference`` alone, so that a mechanism is one cell, unless the words name the
+    implementations or the call asks for the defaults.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], folder: Path) -> None:
         self._monkeypatch, self._capfd, self.folder = monkeypatch, capfd, folder
 
-    def __call__(self, *words: str) -> Result:
+    def __call__(self, *words: str, with_defaults: bool = False) -> Result:
+        if words[:1] in (("sweep",), ("maxres",)) and "--impl" not in words and not with_defaults:
+            words = (words[0], "--impl", "reference", *words[1:])
         self._monkeypatch.setattr(sys, "argv", ["infsa-bench", *words])
         with pytest.raises(SystemExit) as ended:
             main()
@@ -155,7 +161,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SMALL_SWEEP = ["sweep", "--res", "32", "--mechanisms", "softmax,infsa-linear", "--device", "cpu"]
+SMALL_SWEEP = ["sweep", "--impl", "reference", "--res", "32", "--mechanisms", "softmax,infsa-linear", "--device", "cpu"]
 SMALL_SWEEP += ["--warmup", "1", "--iterations", "2", "--no-peaks", "--out", "results/small"]
 
 
@@ -286,9 +292,10 @@ def planned(result: Result) -> list[str]:
 
 
 def test_defaults_on_a_cpu(run_fake: CommandLine) -> None:
-    result = run_fake("sweep", "--device", "cpu", "--dry-run")
+    result = run_fake("sweep", "--device", "cpu", "--dry-run", with_defaults=True)
     cells = planned(result)
-    assert len(cells) == 9 * 5
+    assert len(cells) == 9 * 5 * 2
+    assert {cell.split("/")[1].rpartition(".")[2] for cell in cells} == {"reference", "fast"}
     assert {cell.split("/", 2)[2] for cell in cells} == {
         f"4L-64H/r{side}/b1/fp32/infer/eager/p0" for side in (224, 384, 512, 768, 1024)
     }
@@ -297,7 +304,7 @@ def test_defaults_on_a_cpu(run_fake: CommandLine) -> None:
 
 
 def test_defaults_on_a_gpu(run_fake: CommandLine) -> None:
-    result = run_fake("sweep", "--device", "cuda:0", "--dry-run")
+    result = run_fake("sweep", "--device", "cuda:0", "--dry-run", with_defaults=True)
     cells = planned(result)
     assert len(cells) == 9 * 12 * 2
     assert {cell.split("/")[2] for cell in cells} == {"4L-64H", "24L-16H"}

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from sample_records import make_case
+from stand_in import StandIn
 from torch import Tensor, nn
 
 from infsa_bench.execute import counted_calls, workload
@@ -26,7 +27,7 @@ HEAD_FLOPS = 2 * 3 * 1000
 PARAMETERS = 3 * 1000 + 1000
 
 
-class Little(nn.Module):
+class Little(StandIn, nn.Module):
     """Stands in for the ViT: what it executes is counted by hand."""
 
     def __init__(self) -> None:

@@ -159,7 +159,20 @@ def test_a_storm_of_kills(tmp_path: Path, kills: int) -> None:
 def test_a_real_worker_runs_out_of_host_memory(tmp_path: Path) -> None:
     """Under a limit: the small size fits, the next does not, and the largest is not tried. The sweep ends as ever."""
     out = tmp_path / "results" / "run"
-    command = [sys.executable, "-m", "infsa_bench", "sweep", "--device", "cpu", "--out", str(out), "--energy", "none"]
+    command = [
+        sys.executable,
+        "-m",
+        "infsa_bench",
+        "sweep",
+        "--device",
+        "cpu",
+        "--impl",
+        "reference",
+        "--out",
+        str(out),
+        "--energy",
+        "none",
+    ]
     command += ["--no-peaks"]
     command += ["--res", "224,768,1024", "--mechanisms", "softmax", "--memory-limit", "700MiB"]
     done = subprocess.run([*command, "--warmup", "0", "--iterations", "1"], capture_output=True, text=True)
@@ -184,7 +197,18 @@ def test_a_real_worker_runs_out_of_host_memory(tmp_path: Path) -> None:
 def test_the_largest_image_under_a_real_limit(tmp_path: Path) -> None:
     """Softmax writes the matrix of all pairs, infsa-linear none: more than three times the side fits."""
     out = tmp_path / "results" / "run"
-    command = [sys.executable, "-m", "infsa_bench", "maxres", "--device", "cpu", "--memory-limit", "2GiB"]
+    command = [
+        sys.executable,
+        "-m",
+        "infsa_bench",
+        "maxres",
+        "--device",
+        "cpu",
+        "--impl",
+        "reference",
+        "--memory-limit",
+        "2GiB",
+    ]
     command += ["--mechanism", "softmax,infsa-linear", "--impl", "reference", "--config", "4L-64H", "--step", "64"]
     started = time.monotonic()
     done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True)

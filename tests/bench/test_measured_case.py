@@ -17,6 +17,7 @@ import pytest
 import torch
 from fake_nvml import FakeNvml
 from sample_records import make_case
+from stand_in import StandIn
 from torch import Tensor, nn
 
 from infsa_bench.analyze.energy import pool_energy
@@ -59,7 +60,7 @@ CALIBRATION = EnergyCalibration(
 REAL_MODELS = ("test_energy_state_and_trace_of_a_case", "test_a_machine_without_energy")
 
 
-class Little(nn.Module):
+class Little(StandIn, nn.Module):
     """Stands in for the ViT where it is not about the model."""
 
     def __init__(self) -> None:

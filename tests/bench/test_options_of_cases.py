@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from infsa_bench.commands.options import SweepRequest, sweep_axes
@@ -91,8 +89,17 @@ def test_mechanisms_from_elsewhere_have_the_options_of_the_host() -> None:
     assert option_choices(axes, "package.module:Class", "reference") == [(("cls_prune", "1"),)]
 
 
-def test_defaults_of_a_device() -> None:
-    request = SweepRequest(res="224", mechanisms="softmax")
-    assert sweep_axes(request, "cpu", 1).implementations == ("reference", "fast")
-    assert sweep_axes(request, "cuda", 1).implementations == ("fast",)
-    assert sweep_axes(replace(request, impl="reference"), "cuda", 1).implementations == ("reference",)
+@pytest.mark.parametrize(
+    ("impl", "device_type", "expected"),
+    [
+        (None, "cpu", ["softmax.reference", "softmax.fast", "package.module:Class.reference"]),
+        # One from elsewhere has no fast implementation: it runs as it is.
+        (None, "cuda", ["softmax.fast", "package.module:Class.reference"]),
+        ("reference", "cuda", ["softmax.reference", "package.module:Class.reference"]),
+        ("fast", "cpu", ["softmax.fast"]),
+    ],
+)
+def test_defaults_of_a_device(impl: str | None, device_type: str, expected: list[str]) -> None:
+    request = SweepRequest(res="224", mechanisms="softmax,package.module:Class", config="4L-64H", impl=impl)
+    cases = sweep_axes(request, device_type, 1).cases(device_type)
+    assert [f"{case.mechanism}.{case.implementation}" for case in cases] == expected

@@ -163,7 +163,7 @@ def run_command(folder: Path, monkeypatch: pytest.MonkeyPatch, *traits: str, **o
         "infsa_bench.commands.maxres.Launcher", lambda device: Launcher(device, fake_command_of(*traits))
     )
     output = io.StringIO()
-    request = MaxresRequest(**{"mechanism": "softmax", "out": folder, "device": "cpu"} | options)  # type: ignore[arg-type]
+    request = MaxresRequest(**{"mechanism": "softmax", "impl": "reference", "out": folder, "device": "cpu"} | options)  # type: ignore[arg-type]
     code = maxres(request, Console(file=output, width=200, color_system=None))
     return code, output.getvalue()
 

@@ -434,7 +434,7 @@ def wait_for_records(out: Path, count: int, seconds: float = 120.0) -> None:
 def test_all_nine_killed_midway_and_resumed_end_once_each(tmp_path: Path) -> None:
     """The whole process group is killed; the worker, in a session of its own, must go as well."""
     out = tmp_path / "results" / "nine"
-    words = ["sweep", "--res", "32", "--device", "cpu", "--warmup", "1", "--iterations", "2"]
+    words = ["sweep", "--impl", "fast", "--res", "32", "--device", "cpu", "--warmup", "1", "--iterations", "2"]
     words += ["--out", str(out), "--resume"]
     first = subprocess.Popen(
         [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
@@ -476,7 +476,7 @@ def test_all_nine_killed_midway_and_resumed_end_once_each(tmp_path: Path) -> Non
 def test_ctrl_c_keeps_what_is_recorded_and_says_how_to_go_on(tmp_path: Path) -> None:
     """In a real terminal, where the signal goes to the whole foreground group."""
     out = tmp_path / "results" / "interrupted"
-    words = ["sweep", "--res", "32", "--mechanisms", "softmax,infsa-linear", "--device", "cpu"]
+    words = ["sweep", "--impl", "reference", "--res", "32", "--mechanisms", "softmax,infsa-linear", "--device", "cpu"]
     words += ["--iterations", "100000", "--warmup", "0", "--time-budget", "none", "--no-peaks", "--out", str(out)]
     pid, terminal = pty.fork()
     if pid == 0:

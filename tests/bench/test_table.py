@@ -187,7 +187,7 @@ MARKDOWN_WITH_ENERGY = r"""# example
 
 CSV = """\
 cell,mechanism,implementation,config,resolution,batch_size,precision,phase,execution,seed,options,tokens,\
-environment,status,reason,emulated_memory_bytes,processes,latency_seconds,latency_low_seconds,latency_high_seconds,\
+environment,status,reason,emulated_memory_bytes,choices,speedup_over_reference,processes,latency_seconds,latency_low_seconds,latency_high_seconds,\
 latency_interval,\
 latency_min_seconds,latency_p5_seconds,latency_p95_seconds,latency_p99_seconds,latency_max_seconds,timed_iterations,\
 lag1_autocorrelation,effective_samples,gpu_seconds,seconds_per_iteration,graph_seconds_per_iteration,launch_bound,\
@@ -198,21 +198,21 @@ joules_per_image,joules_per_image_low,joules_per_image_high,net_joules_per_image
 idle_power_watts,power_limit_watts,power_capped_fraction,window_images_per_second,energy_systematic_relative,\
 energy_crosscheck_gap,energy_change_per_trial,temperature_low_celsius,temperature_high_celsius,flags
 infsa/softmax.reference/4L-64H/r224/b1/fp32/infer/eager,softmax,reference,4L-64H,224,1,fp32,infer,eager,0,,197,env0,\
-ok,,,1,0.01171875,0.0113525390625,0.0120849609375,within_process,0.0107421875,0.01083984375,0.01259765625,,\
+ok,,,,,1,0.01171875,0.0113525390625,0.0120849609375,within_process,0.0107421875,0.01083984375,0.01259765625,,\
 0.0126953125,33,-0.05481283422459893,33.0,,0.01171875,,,85.33333333333333,57650152,57650152,230600608,314572800,,,\
 4294967296,16777216,1073741824,366503875925.3333,91625968981.33333,,,\
 build=0.125 warm-up=1.000 latency=1.500,not_measured,rapl_absent,\
 this machine has no counter of its processor's energy,,,,,,,,,,,,,,,,,,,
 infsa/infsa-linear.reference/4L-64H/r224/b1/fp32/infer/eager,infsa-linear,reference,4L-64H,224,1,fp32,infer,eager,0,\
-,197,env0,ok,,,1,0.0087890625,,,,0.0078125,0.00791015625,0.00966796875,,0.009765625,3,-0.5,3.0,,0.0087890625,,,\
+,197,env0,ok,,,,,1,0.0087890625,,,,0.0078125,0.00791015625,0.00966796875,,0.009765625,3,-0.5,3.0,,0.0087890625,,,\
 113.77777777777777,53451756,53451756,230600608,314572800,,,\
 4294967296,16777216,1073741824,488671834567.1111,122167958641.77777,,,\
 build=0.125 warm-up=1.000 latency=1.500,not_measured,\
 rapl_absent,this machine has no counter of its processor's energy,,,,,,,,,,,,,,,,,,,non_finite_output time_limited
 infsa/softmax.reference/4L-64H/r1024/b1/fp32/infer/eager,softmax,reference,4L-64H,1024,1,fp32,infer,eager,0,,4097,\
-env0,oom,Tried to allocate 20.00 GiB,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,
+env0,oom,Tried to allocate 20.00 GiB,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,
 infsa/infsa-linear.reference/4L-64H/r1024/b1/fp32/infer/eager/rho=0.5,infsa-linear,reference,4L-64H,1024,1,fp32,\
-infer,eager,0,rho=0.5,4097,env0,skipped,"predicted to take 5 min 00 s, more than the 10 s left",,,,,,,,,,,,,,,,,,,,\
+infer,eager,0,rho=0.5,4097,env0,skipped,"predicted to take 5 min 00 s, more than the 10 s left",,,,,,,,,,,,,,,,,,,,,,\
 ,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,
 """
 
@@ -455,7 +455,7 @@ def test_the_terminal_table_fits_80_columns(implementations: tuple[str, ...], en
     text = "\n".join(lines)
     assert "\u2026" not in text
     words = "infsa-linear 9216 125 ms 1.23 ms 12.3 us 1.25 GiB 999 MiB ok"
-    if len(implementations) == 1 or not energy.trials:
+    if len(implementations) == 1:
         words += " correlated"
     for word in [*words.split(), *KINDS]:
         assert re.search(rf"(?<![\w]){re.escape(word)}(?![\w])", text), f"{word} is cut"

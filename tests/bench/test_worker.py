@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from sample_records import make_case
+from stand_in import StandIn
 from torch import Tensor, nn
 
 from infsa_bench.errors import SpecError
@@ -95,7 +96,7 @@ class Failing(torch.autograd.Function):
         raise context.error  # type: ignore[attr-defined]
 
 
-class FailingModel(nn.Linear):
+class FailingModel(StandIn, nn.Linear):
     """A classifier of images' first pixels."""
 
     def __init__(self, is_forward: bool) -> None:
@@ -128,7 +129,7 @@ def test_a_failed_step_of_training_knows_in_which_pass(
 def test_a_probe_builds_and_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    class Counting(nn.Linear):
+    class Counting(StandIn, nn.Linear):
         def forward(self, images: Tensor) -> Tensor:
             calls.append(images.shape)
             return super().forward(images[:, :, 0, 0])

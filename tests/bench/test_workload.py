@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from sample_records import make_case
+from stand_in import StandIn
 from torch import Tensor, nn
 
 from infsa_bench.execute import workload
@@ -38,7 +39,7 @@ class Call:
     output: Tensor
 
 
-class Probe(nn.Module):
+class Probe(StandIn, nn.Module):
     """Three colours to a thousand logits; keeps what every call saw."""
 
     def __init__(self, dtype: torch.dtype) -> None:

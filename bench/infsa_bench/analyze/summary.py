@@ -63,7 +63,7 @@ class SummaryRow:
         status: ``ok`` where any replicate ran, else the most frequent kind of failure.
         reason: why, for a failure; otherwise empty.
         emulated_memory_bytes: memory of the smaller device that was emulated; None for none.
-        choices: what the model decided by itself, as in Measurement; None for a failed cell.
+        choices: what the model decided by itself, as in Measurement; None for nothing.
         speedup_over_reference: latency of the same cell as ``reference`` over this one's, both of one run; None where
             there is no such cell, and for ``reference`` itself.
         processes: replicates that ran, one process each: those that the numbers come from.
@@ -221,7 +221,7 @@ def _row(records: Sequence[Record]) -> SummaryRow:
         environment=environment,
         status="ok",
         reason="",
-        choices=tuple(measured[0].choices.items()),
+        choices=tuple(measured[0].choices.items()) or None,
         processes=len(measured),
         latency_seconds=latency,
         latency_low_seconds=low,

@@ -24,12 +24,14 @@ from infsa_bench.report.units import format_bytes, format_duration
 from infsa_bench.schedule import MEMORY_SHARE
 from infsa_bench.search import run_search
 from infsa_bench.spec import (
+    DEFAULT_IMPLEMENTATIONS,
     DEFAULT_PRECISION,
     EXECUTIONS,
     MAX_RESOLUTION,
     PHASES,
     PRECISIONS,
     Case,
+    implementations_of,
     option_choices,
     parse_batch_sizes,
     parse_configs,
@@ -147,8 +149,8 @@ def _models(request: MaxresRequest, device_type: str) -> tuple[Case, ...]:
     mechanisms = parse_mechanisms(request.mechanism)
     known = resolve_mechanisms(mechanisms)
     phases = parse_names(request.phase, "phase", PHASES)
-    implementations = parse_implementations(request.impl, device_type)
-    axes = parse_options(request.option, mechanisms, implementations)
+    implementations = parse_implementations(request.impl)
+    axes = parse_options(request.option, mechanisms, implementations or DEFAULT_IMPLEMENTATIONS[device_type])
     models = tuple(
         Case(
             mechanism=mechanism,
@@ -162,15 +164,14 @@ def _models(request: MaxresRequest, device_type: str) -> tuple[Case, ...]:
             options=options,
             seed=request.seed,
         )
-        for config, phase, batch_size, execution, mechanism, implementation in itertools.product(
+        for config, phase, batch_size, execution, mechanism in itertools.product(
             parse_configs(request.config),
             phases,
             parse_batch_sizes(request.batch_size),
             parse_names(request.execution, "execution", EXECUTIONS),
             mechanisms,
-            implementations,
         )
-        if implementation in known[mechanism].implementations
+        for implementation in implementations_of(known[mechanism], implementations, device_type)
         for precision in (
             (DEFAULT_PRECISION[device_type, phase],)
             if request.dtype is None

@@ -14,6 +14,7 @@ from infsa_bench.protocol import PROTOCOLS, Protocol
 from infsa_bench.record import FailureKind
 from infsa_bench.report.units import format_bytes
 from infsa_bench.spec import (
+    DEFAULT_IMPLEMENTATIONS,
     EXECUTIONS,
     PAPER_PRECISION,
     PHASES,
@@ -38,7 +39,6 @@ ENERGY_CHOICES: tuple[EnergyChoice, ...] = get_args(EnergyChoice)
 FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 LEAST_MEMORY_LIMIT_BYTES = 256 * 2**20
 
-DEFAULT_IMPLEMENTATIONS = {"cpu": "reference,fast", "cuda": "fast"}
 CPU_DEFAULTS = {"res": "224..1024", "config": "4L-64H"}
 CUDA_DEFAULTS = {"res": "224..9216", "config": "4L-64H,24L-16H"}
 
@@ -129,13 +129,14 @@ def check_device(name: str) -> None:
         raise SpecError(f"unknown device {name!r}; write auto, cpu or cuda:N")
 
 
-def parse_implementations(text: str | None, device_type: str) -> tuple[str, ...]:
-    """Parse a comma-separated list of implementations that any mechanism has; None for the device's default.
+def parse_implementations(text: str | None) -> tuple[str, ...]:
+    """Parse a comma-separated list of implementations that any mechanism has; none of them for the default.
 
     Raises:
         UnknownNameError, SpecError: as parse_names.
     """
-    text = DEFAULT_IMPLEMENTATIONS[device_type] if text is None else text
+    if text is None:
+        return ()
     known = [implementation for entry in known_mechanisms().values() for implementation in entry.implementations]
     return parse_names(text, "implementation", tuple(dict.fromkeys(known)))
 
@@ -170,7 +171,7 @@ def sweep_axes(request: SweepRequest, device_type: str, replicates: int) -> Swee
     """
     defaults = CUDA_DEFAULTS if device_type == "cuda" else CPU_DEFAULTS
     mechanisms = parse_mechanisms(request.mechanisms)
-    implementations = parse_implementations(request.impl, device_type)
+    implementations = parse_implementations(request.impl)
     dtype = request.dtype
     if dtype is None and request.protocol == "paper":
         dtype = PAPER_PRECISION
@@ -183,7 +184,7 @@ def sweep_axes(request: SweepRequest, device_type: str, replicates: int) -> Swee
         precisions=() if dtype is None else parse_names(dtype, "dtype", PRECISIONS),
         executions=parse_names(request.execution, "execution", EXECUTIONS),
         batch_sizes=parse_batch_sizes(request.batch_size),
-        options=parse_options(request.option, mechanisms, implementations),
+        options=parse_options(request.option, mechanisms, implementations or DEFAULT_IMPLEMENTATIONS[device_type]),
         replicates=replicates,
         seed=request.seed,
     )

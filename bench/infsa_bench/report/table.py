@@ -132,7 +132,8 @@ def render_csv(rows: Sequence[SummaryRow]) -> str:
 def render_terminal(title: str, rows: Sequence[SummaryRow]) -> Table:
     """Return one block as a table that fits a terminal of 80 columns: what is compared, not all that is known.
 
-    Energy has no column where no row has any; where it has one beside the implementation, the interval gives way.
+    Energy and the ratio to ``reference`` have no column where no row has any; where they have one, the interval gives
+    way, and to both of them the throughput.
     """
     # Text, not str: names come from files, and rich would read brackets in them as markup.
     table = Table(title=Text(one_line(title)), title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
@@ -143,8 +144,12 @@ def render_terminal(title: str, rows: Sequence[SummaryRow]) -> Table:
         left_out.add("J/image")
     if all(row.speedup_over_reference is None for row in rows):
         left_out.add("vs reference")
-    if not {"implementation", "J/image"} & left_out or not {"implementation", "vs reference"} & left_out:
+    # What gives way first where there is more to show than 80 columns hold.
+    has_ratio, has_energy = "vs reference" not in left_out, "J/image" not in left_out
+    if has_ratio or (has_energy and "implementation" not in left_out):
         left_out.add("95 % interval")
+    if has_ratio and has_energy:
+        left_out.add("images/s")
     columns = [column for column in TERMINAL_COLUMNS if column not in left_out]
     for column in columns:
         justify: JustifyMethod = "right" if column in RIGHT_ALIGNED else "left"
@@ -232,7 +237,7 @@ def _cells(row: SummaryRow) -> list[str]:
 def _implementation(row: SummaryRow, *, short: bool = False) -> str:
     """The implementation, its options, and, unless ``short``, what the model decided by itself."""
     name = row.case.implementation + "".join(f" {key}={value}" for key, value in row.case.options)
-    if short or not row.choices:
+    if short or row.choices is None:
         return name
     return f"{name} ({', '.join(f'{key}: {value}' for key, value in row.choices)})"
 
