@@ -204,8 +204,6 @@ def test_the_largest_image_under_a_real_limit(tmp_path: Path) -> None:
         "maxres",
         "--device",
         "cpu",
-        "--impl",
-        "reference",
         "--memory-limit",
         "2GiB",
     ]
