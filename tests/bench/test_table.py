@@ -529,3 +529,38 @@ def test_no_text_of_a_record_commands_a_terminal() -> None:
         assert text.isascii()
         assert all(line.isprintable() for line in text.split("\n"))
     assert r"\x1b[2J" in render_csv(rows)
+
+
+def test_one_timed_call_is_called_a_single_run() -> None:
+    (line,) = [line for line in shown([make_record(make_measurement([0.5]))]) if line.startswith("softmax")]
+    assert "single run" in line
+    assert "n = 1" not in line
+
+
+SIDE_BY_SIDE = [
+    make_record(make_measurement([0.300] * 30), mechanism="softmax"),
+    make_record(
+        make_measurement([0.100] * 30, choices={"backend": "flash", "host": "lean"}),
+        mechanism="softmax",
+        implementation="fast",
+        options=(("cls_prune", "0"),),
+    ),
+    make_record(make_measurement([0.100] * 30), mechanism="softmax", implementation="fast"),
+]
+
+
+def test_implementations_side_by_side() -> None:
+    """The ratio stands where both were measured alike; options and choices stand beside the implementation."""
+    run = make_run(SIDE_BY_SIDE)
+    table = render_markdown(run, summarize(SIDE_BY_SIDE))
+    header = next(line for line in table.splitlines() if line.startswith("| mechanism"))
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| softmax")]
+    ratio = header.split(" | ").index("vs reference")
+    assert [row[ratio] for row in rows] == ["", "", "3.00x"]
+    assert [row[1] for row in rows] == ["reference", "fast cls\\_prune=0 (backend: flash, host: lean)", "fast"]
+    tools = table.partition("## How `fast` computes the same")[2]
+    assert "- softmax: PyTorch's fused attention kernels; inference: output projection" in tools
+    alone = render_markdown(run, summarize(SIDE_BY_SIDE[:1]))
+    assert "vs reference" not in alone
+    assert "How `fast`" not in alone
+    assert any("3.00x" in line for line in shown(SIDE_BY_SIDE))

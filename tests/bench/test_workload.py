@@ -19,7 +19,7 @@ from infsa_bench.execute.modes import MODES, CudaGraph, Forward, IndexedForward
 from infsa_bench.execute.worker import run_case
 from infsa_bench.execute.workload import build_workload, unsupported_reason
 from infsa_bench.protocol import PROTOCOLS
-from infsa_bench.record import Measurement
+from infsa_bench.record import Failure, Measurement
 from infsa_bench.spec import Case, Precision
 
 CPU = torch.device("cpu")
@@ -330,3 +330,50 @@ def test_a_limit_ends_the_timing_early_and_says_so(builder: Builder) -> None:
     assert outcome.flags == ("time_limited", "operations_not_counted")
     assert len(outcome.latencies_seconds) == 3
     assert outcome.warmup_seconds == ()
+
+
+@pytest.mark.parametrize(("phase", "precision"), [("infer", "fp32"), ("infer", "bf16"), ("train", "fp32")])
+def test_fast_is_folded_for_inference_only(phase: str, precision: str) -> None:
+    """Parameters are those of the model before; what is in memory is what runs."""
+    case = make_case(implementation="fast", resolution=32, phase=phase, precision=precision)
+    built = build_workload(case, CPU)
+    reference = build_workload(dataclasses.replace(case, implementation="reference"), CPU)
+    assert built.parameters == reference.parameters
+    folded_bytes = 4 * (1024 * 1024 + 1024) * (2 if precision == "bf16" else 4)
+    assert reference.model_bytes - built.model_bytes == (folded_bytes if phase == "infer" else 0)
+
+
+def test_a_model_says_which_kernel_it_chose() -> None:
+    built = build_workload(make_case(implementation="fast", resolution=32), CPU)
+    assert built.choices() == {}
+    built.call()
+    assert built.choices() == {"backend": "flash"}
+
+
+def test_options_are_words_in_a_case_and_values_in_a_model(builder: Builder) -> None:
+    options = (("cls_prune", "0"), ("rho", "0.5"), ("tie_qk", "1"))
+    build_workload(make_case(mechanism="infsa-linear", options=options), CPU)
+    assert builder.arguments["options"] == {"cls_prune": False, "rho": 0.5, "tie_qk": True}
+
+
+def test_a_kernel_that_the_device_lacks_is_unsupported() -> None:
+    command = RunCommand(
+        case=make_case(implementation="fast", resolution=32, options=(("backend", "cudnn"),)),
+        protocol=PROTOCOLS["quick"].customized(warmup=1, iterations=2, replicates=None),
+        limit_seconds=None,
+    )
+    failure = run_case(command, open_instruments(CPU), lambda message: None).outcome
+    assert isinstance(failure, Failure)
+    assert (failure.kind, failure.stage) == ("unsupported", "warm-up")
+    assert failure.message == "backend cudnn: has no kernel for cpu"
+
+
+def test_what_was_chosen_is_recorded() -> None:
+    command = RunCommand(
+        case=make_case(implementation="fast", resolution=32),
+        protocol=PROTOCOLS["quick"].customized(warmup=1, iterations=2, replicates=None),
+        limit_seconds=None,
+    )
+    measurement = run_case(command, open_instruments(CPU), lambda message: None).outcome
+    assert isinstance(measurement, Measurement)
+    assert measurement.choices == {"backend": "flash"}

@@ -248,6 +248,8 @@ def _interval(row: SummaryRow, *, short: bool = False) -> str:
         return format_interval_seconds(row.latency_low_seconds, row.latency_high_seconds)
     if row.processes is None or row.timed_iterations is None:
         return ""
+    if row.timed_iterations == 1:
+        return "single run"
     if row.processes > 1:
         reason = f"{row.processes} processes"
     else:
