@@ -143,7 +143,7 @@ def fast_performer(layer: Layer) -> LayerCost:
             forward=_Bytes(activations=1, float32=3, matrices=1),
             saved=_Bytes(activations=2, float32=3, copies=1, matrices=2),
             backward=_Bytes(activations=1, float32=3, copies=1, matrices=5),
-            kept_in_backward=2,
+            kept_in_backward=4,
             saved_of_pieces=0,
             matrix_bytes=layer.score_bytes * features,
         ),

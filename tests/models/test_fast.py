@@ -145,7 +145,7 @@ def test_values_and_gradients_are_those_of_reference(
 
 @every_mechanism
 @pytest.mark.parametrize(("grid", "class_token"), SHAPES, ids=lambda value: str(value).replace(" ", ""))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.soak), torch.float64], ids=str)
 def test_every_length(mechanism: str, grid: tuple[int, int], class_token: bool, dtype: torch.dtype) -> None:
     """1, 2, 17, 197 and 1,025 tokens, most of them in grids that are not square."""
     reference, fast = pair(mechanism, grid=grid, class_token=class_token, dtype=dtype)
@@ -222,9 +222,11 @@ def test_linear_infsa_core_in_float16_over_many_tokens_at_d_64() -> None:
 
 @pytest.fixture(autouse=True)
 def small_config() -> Iterator[None]:
-    """A backbone small enough to run."""
+    """A backbone small enough to run, and the two published ones cut to two layers for tracing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(CONFIGS, "small", Backbone(depth=3, num_heads=4, embed_dim=64))
+        patch.setitem(CONFIGS, "2L-64H", Backbone(depth=2, num_heads=64))
+        patch.setitem(CONFIGS, "2L-16H", Backbone(depth=2, num_heads=16))
         yield
 
 
@@ -356,9 +358,14 @@ class LargestTensor(TorchDispatchMode):
 
 
 @every_mechanism
-@pytest.mark.parametrize("config", ["4L-64H", "24L-16H"])
+@pytest.mark.parametrize(
+    "config", ["2L-64H", "2L-16H", *(pytest.param(name, marks=pytest.mark.soak) for name in ("4L-64H", "24L-16H"))]
+)
 def test_9216_fits_in_inference(mechanism: str, config: str) -> None:
-    """Traced on fake tensors in bfloat16, batch 1, model and image not counted, scratch memory of kernels neither."""
+    """Traced on fake tensors in bfloat16, batch 1, model and image not counted, scratch memory of kernels neither.
+
+    With two layers, which any number repeats in the same memory, and with all of them.
+    """
     model = build_vit(mechanism, config, LARGEST, implementation="fast", device="meta", dtype=torch.bfloat16)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = on_fake_cpu(model).eval()
