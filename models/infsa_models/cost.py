@@ -209,7 +209,10 @@ def _forward_peak(layer: Layer, mixer: LayerCost, host: _Host) -> int:
         # The tokens; beside them a piece of the MLP, or the mixer with its input.
         in_mlp = residual + (residual + 2 * MLP_RATIO * activation) // layer.pieces
         mixer_input = residual + layer.precision.autocast * activation
-        in_mixer = residual + mixer_input // (layer.pieces if host.pooled else 1) + mixer.forward_peak
+        if mixer.streamed_forward_peak is None:
+            in_mixer = residual + mixer_input + mixer.forward_peak
+        else:
+            in_mixer = residual + mixer_input // layer.pieces + mixer.streamed_forward_peak
         return max(in_mlp, in_mixer)
     in_mlp = 4 * residual + 2 * MLP_RATIO * activation
     in_mixer = 3 * residual + layer.precision.autocast * activation + mixer.forward_peak

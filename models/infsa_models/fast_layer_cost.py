@@ -127,6 +127,7 @@ def fast_linformer(layer: Layer) -> LayerCost:
         forward_peak=3 * activation + compressed,
         saved=2 * activation + 2 * compressed + layer.score_bytes,
         train_peak=5 * activation + 3 * compressed,
+        streamed_forward_peak=activation + 2 * activation // layer.pieces + compressed,
         without_gradient_flops=-2 * layer.activation * rows,
     )
 
@@ -135,18 +136,20 @@ def fast_performer(layer: Layer) -> LayerCost:
     """One float32 matrix N x m a head, of one piece; keys and queries have it one after the other."""
     features = int(layer.head_dim * math.log(layer.head_dim))
     reference = performer(layer)
+    peaks = _peaks(
+        layer,
+        kept=1,
+        forward=_Bytes(activations=1, float32=3, matrices=1),
+        saved=_Bytes(activations=2, float32=3, copies=1, matrices=2),
+        backward=_Bytes(activations=1, float32=3, copies=1, matrices=5),
+        kept_in_backward=4,
+        saved_of_pieces=0,
+        matrix_bytes=layer.score_bytes * features,
+    )
     return replace(
         reference,
-        **_peaks(
-            layer,
-            kept=1,
-            forward=_Bytes(activations=1, float32=3, matrices=1),
-            saved=_Bytes(activations=2, float32=3, copies=1, matrices=2),
-            backward=_Bytes(activations=1, float32=3, copies=1, matrices=5),
-            kept_in_backward=4,
-            saved_of_pieces=0,
-            matrix_bytes=layer.score_bytes * features,
-        ),
+        **peaks,
+        streamed_forward_peak=peaks["forward_peak"],
         without_gradient_flops=4 * layer.activation * features
         + _made_again(layer, reference.forward_flops - layer.linear_flops),
     )
@@ -279,10 +282,12 @@ def fast_infsa_linear(layer: Layer) -> LayerCost:
     per_image = 3 * 2 * layer.batch_size * layer.embed_dim**2
     forward = layer.linear_flops + 4 * layer.head_tokens * layer.embed_dim + 2 * layer.activation + per_image
     is_whole = layer.pieces == 1
+    forward_peak = (activation + 4 * scores) // layer.pieces
     return replace(
         reference,
         forward_flops=forward,
-        forward_peak=(activation + 4 * scores) // layer.pieces,
+        forward_peak=forward_peak,
+        streamed_forward_peak=forward_peak,
         saved=activation + 2 * scores if is_whole else 0,
         train_peak=(9 * activation // 2 + 11 * scores + 4 * weight) // layer.pieces + (0 if is_whole else activation),
         without_gradient_flops=2 * layer.activation

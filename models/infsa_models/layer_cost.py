@@ -135,6 +135,9 @@ class LayerCost:
         forward_peak: Bytes that the forward creates, at its peak, its input excluded and its output included.
         saved: Bytes that stay for the backward, the layer's input and output excluded.
         train_peak: The same as ``forward_peak`` for forward and backward, gradients of parameters excluded.
+        streamed_forward_peak: ``forward_peak`` where a lean host gives the layer its input a piece at a time; None
+        where
+            the layer wants it whole.
         buffer_bytes: Tensors that are not trained.
         without_gradient_flops: What the backward spares against twice the forward.
     """
@@ -144,6 +147,7 @@ class LayerCost:
     forward_peak: int
     saved: int
     train_peak: int
+    streamed_forward_peak: int | None = None
     buffer_bytes: int = 0
     without_gradient_flops: int = 0
 

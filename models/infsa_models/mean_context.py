@@ -22,13 +22,10 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 EPSILON = 1e-6
-
-# Normalised weights are about 1/N: 3e-6 at 9216 x 9216, where float16 is subnormal. Scaled by a power of two they
-# stay normal numbers, and dividing the result by it again is exact.
-WEIGHT_SCALE = 64.0
 MAX_EXPONENT = 15.0
 
 
@@ -96,7 +93,7 @@ def pool_tokens(
         total = energy.sum(dim=1)
         shares = _shares(energy, total).to(dtype)
         mean_query = (shares.transpose(1, 2).unsqueeze(2) @ by_head.transpose(1, 2)).squeeze(2)
-        return total, scale / WEIGHT_SCALE * total.unsqueeze(-1) * mean_query, query if is_whole else None
+        return total, scale * total.unsqueeze(-1) * mean_query, query if is_whole else None
 
     energies, weighted = [], []
     for piece in pieces:
@@ -161,9 +158,12 @@ def _added(parts: Sequence[Tensor]) -> Tensor:
 def _shares(
     weights: Float[Tensor, "batch piece heads"], total: Float[Tensor, "batch heads"]
 ) -> Float[Tensor, "batch piece heads"]:
-    """Return each token's share of the total, times WEIGHT_SCALE; zeros where the total is zero."""
-    smallest = WEIGHT_SCALE * torch.finfo(total.dtype).tiny
-    return weights * (WEIGHT_SCALE / total.clamp(min=smallest)).unsqueeze(1)
+    """Return each token's share of the total; zeros where the total is zero.
+
+    Not scaled up: a mean must stay below float16's largest number. Shares of a piece are about 1e-4, and those that are
+    subnormal in float16 add up to less than its rounding.
+    """
+    return weights / total.clamp(min=torch.finfo(total.dtype).tiny).unsqueeze(1)
 
 
 def _power_of_two(x: Float[Tensor, "batch heads head_dim"]) -> Float[Tensor, "batch heads"]:
@@ -178,21 +178,39 @@ class MeanContext(torch.autograd.Function):
     beside the tokens but, where they are one piece, the queries.
 
     Source: the chain rule over the formula of the module, with all sums over tokens taken before any projection.
+
+    Called with weight and bias of query and value, and of the key only where that is not the query's: torch.compile
+    takes no tensor twice. It has no second derivative, and says so.
     """
 
     @staticmethod
     def forward(ctx: Any, num_heads: int, pieces: Sequence[slice], x: Tensor, *projections: Tensor) -> Tensor:
-        pooled = pool_tokens(lambda piece: x[:, piece], num_heads, pieces, Projections(*projections))
-        ctx.num_heads, ctx.pieces = num_heads, pieces
+        pooled = pool_tokens(lambda piece: x[:, piece], num_heads, pieces, _untied(projections))
+        ctx.num_heads, ctx.pieces, ctx.count = num_heads, pieces, len(projections)
         ctx.save_for_backward(x, *projections, *pooled[1:])
         return pooled.context
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, *saved = ctx.saved_tensors
-        projections, pooled = Projections(*saved[:6]), Pooled(gradient, *saved[6:])
+        projections, pooled = saved[: ctx.count], Pooled(gradient, *saved[ctx.count :])
         with torch.autocast(x.device.type, enabled=False):
-            return None, None, *_pooling_gradients(ctx.num_heads, ctx.pieces, x, projections, pooled, gradient)
+            of_tokens, query_weight, query_bias, key_weight, key_bias, *value = _pooling_gradients(
+                ctx.num_heads, ctx.pieces, x, _untied(projections), pooled, gradient
+            )
+        if ctx.count == TIED_COUNT:
+            return None, None, of_tokens, query_weight + key_weight, query_bias + key_bias, *value
+        return None, None, of_tokens, query_weight, query_bias, *value, key_weight, key_bias
+
+
+TIED_COUNT = 4
+"""Tensors of two projections, weight and bias each."""
+
+
+def _untied(projections: Sequence[Tensor]) -> Projections:
+    query, value, key = projections[:2], projections[2:4], projections[TIED_COUNT:] or projections[:2]
+    return Projections(*query, *key, *value)
 
 
 def _pooling_gradients(
@@ -206,8 +224,8 @@ def _pooling_gradients(
     """Return the gradients of the tokens and of all six projections from that of the context."""
     dtype, heads, accumulate = x.dtype, (num_heads, -1), gradient.dtype
     scale = gradient.shape[-1] ** -0.5
-    # Gradients of single tokens are about 1 / N: times this they stay normal numbers in float16.
-    tokens_power = 2.0 ** round(math.log2(x.shape[1]))
+    # Factors of single tokens are about 1 / N, or one for a token that dominates: times this both are within float16.
+    tokens_power = 2.0 ** round(math.log2(x.shape[1]) / 2)
 
     def per_token(factor: Tensor) -> Tensor:
         return (factor * tokens_power).to(dtype)

@@ -7,7 +7,7 @@ table against the classes' keyword arguments.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 OptionValue = str | int | float | bool
@@ -23,11 +23,13 @@ class Option:
         kind: type of its value.
         choices: the values that it can have; empty for all of its type.
         implementations: those that know it.
+        keeps_sizes: whether the formulas of ``cost.py``, which are of the defaults, hold with it.
     """
 
     kind: type[OptionValue]
     choices: tuple[str, ...] = ()
     implementations: tuple[str, ...] = BOTH
+    keeps_sizes: bool = False
 
     def parse(self, text: str) -> OptionValue:
         """Return the value that ``text`` stands for; a truth value is written 0 or 1.
@@ -50,7 +52,7 @@ class Option:
         return self.kind(text)
 
 
-HOST_OPTIONS: Mapping[str, Option] = {"cls_prune": Option(kind=bool)}
+HOST_OPTIONS: Mapping[str, Option] = {"cls_prune": Option(kind=bool, keeps_sizes=True)}
 """Options that every mechanism has: those of :func:`infsa_models.vit.build_vit`."""
 
 OPTIONS: Mapping[str, Mapping[str, Option]] = {
@@ -59,6 +61,7 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
             kind=str,
             choices=("auto", "flash", "mem-efficient", "cudnn", "math", "xformers"),
             implementations=("fast",),
+            keeps_sizes=True,
         )
     },
     "linformer": {"k": Option(kind=int), "share_kv": Option(kind=bool), "one_kv_head": Option(kind=bool)},
@@ -75,8 +78,8 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
     },
     "agent": {"agent_num": Option(kind=int), "fused_qkv": Option(kind=bool)},
     "mlla": {},
-    "infsa-pure": {"rho": Option(kind=float)},
-    "infsa-linear": {"rho": Option(kind=float), "tie_qk": Option(kind=bool)},
+    "infsa-pure": {"rho": Option(kind=float, keeps_sizes=True)},
+    "infsa-linear": {"rho": Option(kind=float, keeps_sizes=True), "tie_qk": Option(kind=bool)},
 }
 
 
@@ -86,6 +89,12 @@ def options_of(mechanism: str, implementation: str) -> dict[str, Option]:
     return {
         name: option for name, option in {**HOST_OPTIONS, **own}.items() if implementation in option.implementations
     }
+
+
+def formulas_hold(mechanism: str, implementation: str, names: Iterable[str]) -> bool:
+    """Tell whether the formulas of ``cost.py`` hold with options of these names."""
+    known = options_of(mechanism, implementation)
+    return all(name in known and known[name].keeps_sizes for name in names)
 
 
 def parse_options(mechanism: str, implementation: str, texts: Mapping[str, str]) -> dict[str, OptionValue]:

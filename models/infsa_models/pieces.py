@@ -22,7 +22,7 @@ Made = TypeVar("Made")
 
 def token_pieces(batch: int, tokens: int) -> list[slice]:
     """Return the tokens as consecutive slices of nearly equal length."""
-    return _pieces(tokens, math.ceil(batch * tokens / PIECE_TOKENS))
+    return _pieces(tokens, min(tokens, math.ceil(batch * tokens / PIECE_TOKENS)))
 
 
 def row_pieces(batch: int, grid: tuple[int, int]) -> list[slice]:

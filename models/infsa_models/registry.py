@@ -77,11 +77,14 @@ def _both(target: str) -> dict[str, str]:
 
 
 # Tools that several mechanisms use.
-FUSED = "PyTorch's fused attention kernels"
+FUSED = "PyTorch's fused attention (softmax with backend=math: its written-out one)"
 FOLDED = "inference: output projection and the host's dense multiplied at build"
 POOLED_TOKENS = "pooled queries from pooled tokens: pool(x) Wq"
 CHANNELS_LAST = "convolutions in the layout of the tokens"
-IN_PIECES = f"nothing of size N x m beyond {PIECE_TOKENS:,} tokens: pieces, with float32 sums"
+IN_PIECES = f"nothing larger than an activation beyond {PIECE_TOKENS:,} tokens: pieces, with float32 sums"
+STREAMED = (
+    f"from {LEAN_TOKENS:,} tokens on the input is normalised a piece at a time: nothing else of the layer is whole"
+)
 
 MECHANISMS: Mapping[str, Mechanism] = {
     "softmax": Mechanism(
@@ -106,6 +109,7 @@ MECHANISMS: Mapping[str, Mechanism] = {
         tools=(
             "tokens are compressed before they are projected, for N > k: (E^T x) Wk",
             FUSED,
+            STREAMED,
             FOLDED,
         ),
     ),
@@ -122,6 +126,7 @@ MECHANISMS: Mapping[str, Mechanism] = {
         tools=(
             "epsilons leave the sums, the factors m^-1/2 cancel",
             IN_PIECES,
+            STREAMED,
             FOLDED,
         ),
     ),
@@ -221,6 +226,7 @@ MECHANISMS: Mapping[str, Mechanism] = {
             "the host gets one row for all tokens",
             "backward pass in closed form",
             IN_PIECES,
+            STREAMED,
             FOLDED,
         ),
     ),

@@ -46,7 +46,10 @@ CLS_PRUNE = "cls_prune"
 
 
 class InfVit(VisionTransformer):
-    """timm's ViT plus the pooler of the paper's host: ``head(tanh(pooler(class token)))``."""
+    """timm's ViT plus the pooler of the paper's host: ``head(tanh(pooler(class token)))``.
+
+    With ``cls_prune`` its features are the class token alone, ``[B, 1, D]``.
+    """
 
     def __init__(
         self,

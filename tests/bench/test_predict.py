@@ -41,6 +41,9 @@ def one_second_a_token(case: Case) -> Cost | None:
     )
 
 
+formula_cost = predict._cost
+
+
 @pytest.fixture(autouse=True)
 def _made_up_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predict, "_cost", one_second_a_token)
@@ -239,3 +242,19 @@ def test_compiling_counts_as_setting_up_and_only_among_compiled_cases(predictor:
     predictor.observe(compiled, slow_start)
     assert predictor.predict(compiled, PROTOCOL).seconds == pytest.approx(0.5 + 40.0 + 2 * 2.0)
     assert predictor.predict(make_case(), PROTOCOL) == eager
+
+
+def test_options_count() -> None:
+    """What writes N x N is known to; where formulas do not hold, there is none."""
+    softmax = make_case(implementation="fast", resolution=2048)
+    reference = formula_cost(replace(softmax, implementation="reference"))
+    assert formula_cost(replace(softmax, options=(("backend", "math"),))) == reference
+    assert formula_cost(replace(softmax, options=(("backend", "flash"),))) == formula_cost(softmax)
+    whole, pruned = formula_cost(softmax), formula_cost(replace(softmax, options=(("cls_prune", "1"),)))
+    assert whole is not None
+    assert pruned is not None
+    assert pruned.matmul_flops < whole.matmul_flops
+    assert formula_cost(replace(softmax, options=(("cls_prune", "0"),))) == whole
+    assert formula_cost(make_case(mechanism="soft", options=(("ratio", "2"),))) is None
+    assert formula_cost(make_case(mechanism="infsa-linear", options=(("tie_qk", "0"),))) is None
+    assert formula_cost(make_case(mechanism="infsa-linear", options=(("rho", "0.5"),))) is not None

@@ -466,3 +466,10 @@ def test_energy_under_other_conditions_than_the_throughput_is_flagged(
 def test_processes_that_disagree_are_flagged(other: float, is_flagged: bool) -> None:
     measurements = [make_measurement([value] * 3, seconds_per_iteration=[value] * 3) for value in (0.010, other)]
     assert ("processes_disagree" in summarize_one(*measurements).flags) == is_flagged
+
+
+def test_parameters_of_a_model_that_was_not_built_are_not_given() -> None:
+    """The formula is of tied queries and keys; with a key of its own the model has more."""
+    untied = make_record(make_measurement(), mechanism="infsa-linear", options=(("tie_qk", "0"),))
+    (row,) = summarize([untied])
+    assert row.base_parameters is None

@@ -7,6 +7,7 @@ lengths, pieces, the parts of the host that ``fast`` brings with it, and what al
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -108,6 +109,8 @@ def relative_errors(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[
     for name, expected in theirs.items():
         rounding = 32 * torch.finfo(ours[name].dtype).eps * largest_of_all
         error = (ours[name].double() - expected.double()).abs().max().item()
+        # max() of Python lets NaN pass.
+        assert math.isfinite(error), f"{name} is not a number"
         errors[name] = max(0.0, error - rounding) / max(expected.abs().max().item(), rounding)
     return errors
 
@@ -404,3 +407,152 @@ def test_soft_keeps_its_kernel_only_where_there_is_one_piece(monkeypatch: pytest
         with torch.no_grad():
             fast(tokens_of((6, 10), True, torch.float32, batch=1))
         assert len(made) == calls
+
+
+# Float16 at its ends. The other precisions have the range of float32.
+
+
+def float16_error(mechanism: str, implementation: str, change: Any, *, grid: tuple[int, int] = (14, 14)) -> float:
+    """Return the largest error against float64 of a layer of one head of 64, changed before, relative."""
+    layer_class = load_class(MECHANISMS[mechanism].implementations[implementation])
+    torch.manual_seed(0)
+    layer = layer_class(64, 1, grid=grid, class_token=True, dtype=torch.float16)
+    x = torch.randn(1, grid[0] * grid[1] + 1, 64, generator=torch.Generator().manual_seed(1)).half()
+    with torch.no_grad():
+        change(layer, x)
+        exact = copy.deepcopy(layer).double()(x.double())
+        return ((layer(x).double() - exact).abs().max() / exact.abs().max()).item()
+
+
+def one_large_query_channel(layer: Any, x: Tensor) -> None:
+    layer.q_proj.bias[0] = 1100
+
+
+def one_large_token_channel(layer: Any, x: Tensor) -> None:
+    x[..., 0] += 1100
+
+
+def small_affinities(layer: Any, x: Tensor) -> None:
+    for projection in (layer.q_proj, layer.k_proj or layer.q_proj):
+        projection.weight *= 0.03
+        projection.bias *= 0.03
+
+
+def tiny_affinities(layer: Any, x: Tensor) -> None:
+    for _ in range(2):
+        small_affinities(layer, x)
+
+
+def large_affinities(layer: Any, x: Tensor) -> None:
+    for projection in (layer.q_proj, layer.k_proj or layer.q_proj):
+        projection.weight *= 30
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (64, 64)], ids=["197", "4097"])
+@pytest.mark.parametrize(
+    ("mechanism", "change"),
+    [
+        ("infsa-linear", one_large_query_channel),
+        ("infsa-linear", one_large_token_channel),
+        ("infsa-linear", small_affinities),
+        ("infsa-linear", large_affinities),
+        ("infsa-pure", small_affinities),
+        ("infsa-pure", tiny_affinities),
+        ("infsa-pure", large_affinities),
+    ],
+)
+def test_float16_is_no_worse_than_twice_reference_at_its_ends(
+    mechanism: str, change: Any, grid: tuple[int, int]
+) -> None:
+    reference = float16_error(mechanism, "reference", change, grid=grid)
+    assert float16_error(mechanism, "fast", change, grid=grid) <= 2 * reference
+
+
+def test_gradients_in_float16_autocast_with_a_token_that_dominates() -> None:
+    """Its share is one, among more tokens than float16 can count: N times that would be infinite."""
+    tokens, width = 90_000, 16
+    layer_class = load_class(MECHANISMS["infsa-linear"].implementations["fast"])
+    torch.manual_seed(0)
+    layer = layer_class(width, 1, grid=(tokens // 100, 100), class_token=False)
+    with torch.no_grad():
+        layer.q_proj.weight.copy_(torch.eye(width))
+        layer.q_proj.bias.zero_()
+    x = 0.01 * torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(1))
+    # All look away from where the first one looks, whose query is most of the pooled one.
+    x[..., 0] -= 0.1
+    x[0, 0, 0] = 100
+    exact = gradients(copy.deepcopy(layer).double(), x.double())
+    with torch.autocast("cpu", torch.float16):
+        found = gradients(layer, x)
+    for name, gradient in found.items():
+        assert gradient.isfinite().all(), name
+    assert (found["x"].double() - exact["x"]).abs().max() <= 0.01 * exact["x"].abs().max()
+
+
+@pytest.mark.parametrize("precision", ["amp-bf16", "amp-fp16"])
+@pytest.mark.parametrize("mechanism", ["infsa-pure", "infsa-linear"])
+def test_gradients_of_many_tokens_in_half_precision(mechanism: str, precision: str) -> None:
+    """Each token's is about 1 / N of the whole; they must be no worse than twice those of reference."""
+    half = torch.bfloat16 if precision == "amp-bf16" else torch.float16
+    grid = (40, 50)
+    reference, fast = pair(mechanism, grid=grid, class_token=True, dtype=torch.float32)
+    x = tokens_of(grid, True, torch.float32, batch=1)
+    exact = gradients(copy.deepcopy(reference).double(), x.double())
+    errors: dict[str, dict[str, float]] = {}
+    for name, layer in (("reference", reference), ("fast", fast)):
+        with torch.autocast("cpu", half):
+            found = gradients(layer, x)
+        errors[name] = {key: ((found[key].double() - exact[key]).norm() / exact[key].norm()).item() for key in exact}
+    for key, error in errors["fast"].items():
+        # A single number may be right by chance.
+        floor = (2 if key == "rho_logit" else 1) * torch.finfo(half).eps
+        assert error <= 2 * max(errors["reference"][key], floor), (key, errors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_queries_of_zero_have_no_direction(dtype: torch.dtype) -> None:
+    """One token's query is exactly zero: its norm's derivative is taken as zero, as torch does."""
+    reference, fast = pair("infsa-linear", grid=(4, 4), class_token=True, dtype=dtype)
+    x = tokens_of((4, 4), True, dtype)
+    x[:, 3] = 0
+    for layer in (reference, fast):
+        with torch.no_grad():
+            layer.q_proj.bias.zero_()
+    errors = relative_errors(gradients(fast, x), gradients(reference, x))
+    assert max(errors.values()) <= TOLERANCES[dtype], errors
+
+
+@every_mechanism
+def test_a_second_derivative_is_right_or_refused(mechanism: str) -> None:
+    layers = pair(mechanism, grid=(4, 4), class_token=True, dtype=torch.float64)
+    found = []
+    for layer in layers:
+        x = tokens_of((4, 4), True, torch.float64).requires_grad_()
+        (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        try:
+            found.append(torch.autograd.grad(first.square().sum(), x)[0])
+        except RuntimeError:
+            assert layer is layers[1]
+            return
+    torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-8)
+
+
+@every_mechanism
+def test_training_compiles_without_a_graph_break(mechanism: str) -> None:
+    torch._dynamo.reset()
+    _, fast = pair(mechanism, grid=(6, 10), class_token=True, dtype=torch.float32)
+    x = tokens_of((6, 10), True, torch.float32)
+    expected = gradients(fast, x)
+    fast.zero_grad()
+    compiled = gradients(torch.compile(fast, fullgraph=True, backend="aot_eager"), x)
+    errors = relative_errors({name.removeprefix("_orig_mod."): value for name, value in compiled.items()}, expected)
+    assert max(errors.values()) <= 1e-5, errors
+
+
+@every_mechanism
+def test_more_images_than_a_piece_has_tokens(mechanism: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE_TOKENS", 4)
+    reference, fast = pair(mechanism, grid=(1, 2), class_token=True, dtype=torch.float64)
+    x = tokens_of((1, 2), True, torch.float64, batch=20)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), reference(x), rtol=1e-9, atol=1e-9)

@@ -36,6 +36,7 @@ from infsa_models.registry import MECHANISMS, load_class
 IMPLEMENTATIONS = ("reference", "fast")
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
+BFLOAT16 = {"bfloat16": torch.bfloat16}
 
 INFSA_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
@@ -103,8 +104,12 @@ def load(path: Path, dtype_name: str, implementation: str = "reference") -> Gold
     with np.load(path) as stored:
         meta = json.loads(str(stored["meta"]))
         # in_A and the like are exact in float32 or rounded once; the tolerances allow for it.
-        arrays = {name: torch.from_numpy(stored[name]).to(DTYPES[dtype_name]) for name in stored if name != "meta"}
-    return Golden(meta, arrays, DTYPES[dtype_name], implementation)
+        arrays = {
+            name: torch.from_numpy(stored[name]).to((DTYPES | BFLOAT16)[dtype_name])
+            for name in stored
+            if name != "meta"
+        }
+    return Golden(meta, arrays, (DTYPES | BFLOAT16)[dtype_name], implementation)
 
 
 def compute(golden: Golden) -> Results:
@@ -478,6 +483,23 @@ MISTAKES = {
 MISTAKES_OF_FAST = {
     "Linear-InfSA leaves epsilon out": ("infsa_linear_core_n65_h4.npz", "infsa_models.mean_context.EPSILON", 0.0),
 }
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_bfloat16_is_no_worse_than_twice_the_official_code(golden_path: Path, implementation: str) -> None:
+    """Where the official code runs in bfloat16 (SOFT's and MLLA's does not), and the file is of a layer."""
+    golden = load(golden_path, "bfloat16", implementation)
+    if golden.hyper.get("level") in ("neumann", "perron", "rope"):
+        return
+    official = golden.meta["official_bf16_max_abs_err"]
+    out = compute(golden)["out"].double()
+    if isinstance(official, str):
+        # Its message, in place of a number.
+        assert golden.meta["mechanism"] in ("soft", "mlla")
+        assert out.isfinite().all()
+        return
+    error = (out - load(golden_path, "float64", implementation)["out"]).abs().max().item()
+    assert error <= 2 * official, (error, official)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

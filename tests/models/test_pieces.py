@@ -18,7 +18,9 @@ def _ten_tokens_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE_TOKENS", 10)
 
 
-@pytest.mark.parametrize(("batch", "tokens", "count"), [(1, 1, 1), (1, 10, 1), (1, 11, 2), (2, 10, 2), (3, 37, 12)])
+@pytest.mark.parametrize(
+    ("batch", "tokens", "count"), [(1, 1, 1), (1, 10, 1), (1, 11, 2), (2, 10, 2), (3, 37, 12), (50, 2, 2)]
+)
 def test_token_pieces(batch: int, tokens: int, count: int) -> None:
     found = token_pieces(batch, tokens)
     assert len(found) == count

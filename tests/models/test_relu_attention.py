@@ -83,3 +83,20 @@ def test_flops_are_counted() -> None:
         (mixed.sum() + square_sum.sum()).backward()
     assert forward.get_total_flops() == 2 * product
     assert backward.get_total_flops() == 5 * product
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_add_up_in_float32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over 500 tiles of one row; in the precision of the inputs their sum would lose what it adds late."""
+    monkeypatch.setitem(module.TILE_BYTES, "cpu", 1)
+    tokens = 500
+    tensors, exact = inputs(dtype, tokens), [tensor.double() for tensor in inputs(dtype, tokens)]
+    for tensor in (*tensors, *exact):
+        tensor.requires_grad_()
+    relu_attention(*tensors, HEADS, SCALE)[0].sum().backward()
+    written_out(*exact)[0].sum().backward()
+    for ours, theirs in zip(tensors, exact, strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        error = (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm()
+        assert error < 2 * torch.finfo(dtype).eps

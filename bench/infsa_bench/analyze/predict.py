@@ -15,6 +15,7 @@ from infsa_bench.protocol import Protocol
 from infsa_bench.record import Measurement
 from infsa_bench.spec import INPUT_BUFFERS, Case
 from infsa_models.cost import CHANNELS, Cost, vit_cost
+from infsa_models.options import formulas_hold
 from infsa_models.registry import CONFIGS
 
 UNKNOWN_SETUP_SECONDS = {"eager": 1.0, "compile": 60.0, "cuda-graph": 3.0}
@@ -171,16 +172,22 @@ def predict_limit(model: Case, resolutions: Sequence[int], available_bytes: int)
 
 @functools.cache
 def _cost(case: Case) -> Cost | None:
+    """Return what the case costs by formula; None where there is none, or its options are beyond it."""
+    options = dict(case.options)
+    if not formulas_hold(case.mechanism, case.implementation, options):
+        return None
+    # The one kernel that writes N x N costs what the written-out form does.
+    implementation = "reference" if options.get("backend") == "math" else case.implementation
     try:
         return vit_cost(
             case.mechanism,
             case.config,
             case.resolution,
-            implementation=case.implementation,
+            implementation=implementation,
             batch_size=case.batch_size,
             phase=case.phase,
             precision=case.precision,
-            cls_prune=dict(case.options).get("cls_prune") == "1",
+            cls_prune=options.get("cls_prune") == "1",
         )
     except KeyError:
         return None

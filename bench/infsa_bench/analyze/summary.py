@@ -37,6 +37,7 @@ from infsa_bench.record import (
 )
 from infsa_bench.spec import Case
 from infsa_models.cost import vit_cost
+from infsa_models.options import formulas_hold
 
 IntervalKind = Literal["within_process", "between_processes"]
 
@@ -81,7 +82,9 @@ class SummaryRow:
         graph_seconds_per_iteration: the same, replayed as a CUDA graph; None where there was none.
         launch_bound: whether that was so in any process; None where no process knows.
         images_per_second: batch size over ``seconds_per_iteration``, never over latency.
-        base_parameters: of the same model at 224 x 224, as papers report them, by formula; None without formulas.
+        base_parameters: of the same model at 224 x 224, as papers report them, by formula; None without formulas, or
+        with
+            options that they do not hold with.
         parameters: as built for this resolution.
         model_bytes: as in Measurement.
         matmul_flops: of one iteration, as in OperationCount; None where it was not counted. So are the following two.
@@ -356,6 +359,8 @@ def _largest(sizes: Iterable[int | None]) -> int | None:
 
 def _base_parameters(case: Case) -> int | None:
     try:
+        if not formulas_hold(case.mechanism, case.implementation, dict(case.options)):
+            return None
         return vit_cost(case.mechanism, case.config, 224, implementation=case.implementation).base_parameters
     except KeyError:
         return None

@@ -44,5 +44,7 @@ The rule of ``fast``: the same exact identities and the same tools for every mec
 2. The output projection and the host's dense after it are one matrix for inference, wherever there are both.
 3. PyTorch's fused attention where the mechanism is a softmax over keys without a bias.
 4. Beyond ``PIECE_TOKENS`` tokens, pieces (:mod:`infsa_models.pieces`); from ``LEAN_TOKENS`` on, the lean host
-   (:mod:`infsa_models.vit`). Sums over tokens in float32 at least.
+   (:mod:`infsa_models.vit`). Sums over tokens in float32 at least. Mixers that need nothing of their input whole are
+   streamed there: infsa-linear, Performer, Linformer. Those with a convolution over the values, and those whose every
+   token meets every other, need values or queries, keys and values whole, and get their input whole.
 """

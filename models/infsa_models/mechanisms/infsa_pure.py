@@ -77,15 +77,38 @@ class FastPureInfsaAttention(PureInfsaAttention):
     def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
         query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         head_dim = query.shape[-1] // self.num_heads
-        # Affinities grow with N in the sum over keys: a power of two near its root keeps both within float16.
-        power = 2.0 ** -round(math.log2(query.shape[1]) / 2)
-        mixed, square_sum = relu_attention(query, key, value, self.num_heads, power / head_dim)
+        if query.dtype == torch.float16:
+            query_power, key_power = (self._power_of_two(projected) for projected in (query, key))
+            query, key = self._scaled(query, query_power), self._scaled(key, key_power)
+            scale, power = 1.0, head_dim * query_power * key_power
+        else:
+            scale, power = 1 / head_dim, 1.0
+        mixed, square_sum = relu_attention(query, key, value, self.num_heads, scale)
         with torch.autocast(x.device.type, enabled=False):
             norm = square_sum.clamp(min=torch.finfo(square_sum.dtype).tiny).sqrt()
             factor = torch.sigmoid(self.rho_logit).to(norm.dtype) / (norm + power * EPSILON)
             # A head without affinities gives zero whatever the factor: one that float16 can hold.
             factor = torch.where(square_sum > 0, factor, 0)
         return self._projected(mixed, factor)
+
+    def _power_of_two(self, projected: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch heads"]:
+        """Return, in float32, the power of two that lets affinities and their sums over keys be float16 numbers.
+
+        Queries and keys so scaled have affinities of about N^{-1/2}, whose products with the values add up to N^{1/2}
+        at most. The factor, the same for all tokens of a head, cancels in the normalised affinity but for its epsilon.
+        """
+        by_head = projected.detach().unflatten(-1, (self.num_heads, -1))
+        _, tokens, _, head_dim = by_head.shape
+        norm = torch.linalg.vector_norm(by_head, dim=(1, 3), dtype=torch.float32)
+        root_mean_square = norm / (tokens * head_dim) ** 0.5
+        exponent = -(torch.log2(root_mean_square) + math.log2(tokens * head_dim) / 4).round()
+        return torch.exp2(exponent.clamp(-MAX_EXPONENT + 1, MAX_EXPONENT))
+
+    def _scaled(
+        self, projected: Float[Tensor, "batch tokens embed_dim"], power: Float[Tensor, "batch heads"]
+    ) -> Float[Tensor, "batch tokens embed_dim"]:
+        by_channel = power.repeat_interleave(projected.shape[-1] // self.num_heads, dim=1)
+        return projected * by_channel.to(projected.dtype).unsqueeze(1)
 
     def _projected(
         self, mixed: Float[Tensor, "batch tokens embed_dim"], factor: Float[Tensor, "batch heads"]

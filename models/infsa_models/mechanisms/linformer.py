@@ -12,6 +12,7 @@ O(N D).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import ClassVar
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infsa_models.heads import merge_heads, split_heads
+from infsa_models.pieces import joined
 
 
 class LinformerAttention(LinformerSelfAttention):  # type: ignore[misc]  # the package has no types
@@ -79,6 +81,35 @@ class FastLinformerAttention(LinformerAttention):
         mixed = F.scaled_dot_product_attention(query, self._per_head(key), self._per_head(value))
         return self.to_out(merge_heads(mixed))
 
+    def forward_streamed(
+        self, piece_of: Callable[[slice], Float[Tensor, "batch piece embed_dim"]], pieces: Sequence[slice]
+    ) -> Float[Tensor, "batch tokens embed_dim"]:
+        """Return the same for tokens that exist one piece at a time; every piece is asked for twice. No gradients."""
+        key_sums, value_sums = [], []
+        for piece in pieces:
+            part = piece_of(piece)
+            key_sums.append(self._rows(self.proj_k, piece, part))
+            if not self.share_kv:
+                value_sums.append(self._rows(self.proj_v, piece, part))
+            del part
+        key = self.to_k(_added(key_sums))
+        value = key
+        if not self.share_kv:
+            value = self.to_v(_added(value_sums))
+        key, value = self._per_head(key), self._per_head(value)
+
+        def read(index: int) -> Tensor:
+            query = split_heads(self.to_q(piece_of(pieces[index])), self.heads)
+            return self.to_out(merge_heads(F.scaled_dot_product_attention(query, key, value)))
+
+        return joined(read, pieces)
+
+    @staticmethod
+    def _rows(
+        matrix: Float[Tensor, "tokens rows"], piece: slice, x: Float[Tensor, "batch piece embed_dim"]
+    ) -> Float[Tensor, "batch rows embed_dim"]:
+        return matrix[piece].T @ x
+
     def _compressed(
         self, x: Float[Tensor, "batch tokens embed_dim"], projection: nn.Linear, matrix: Float[Tensor, "tokens rows"]
     ) -> Float[Tensor, "batch rows channels"]:
@@ -91,3 +122,9 @@ class FastLinformerAttention(LinformerAttention):
     def _per_head(self, x: Float[Tensor, "batch rows channels"]) -> Float[Tensor, "batch heads rows head_dim"]:
         kv_heads = x.shape[-1] // self.dim_head
         return split_heads(x, kv_heads).expand(-1, self.heads, -1, -1)
+
+
+def _added(parts: Sequence[Float[Tensor, "batch rows embed_dim"]]) -> Float[Tensor, "batch rows embed_dim"]:
+    """Return the sum of what the pieces gave, taken in float32 at least."""
+    accumulate = torch.promote_types(parts[0].dtype, torch.float32)
+    return torch.stack(list(parts)).sum(dim=0, dtype=accumulate).to(parts[0].dtype)

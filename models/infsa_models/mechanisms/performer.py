@@ -20,7 +20,7 @@ values, one over queries, and no more of the N x m features than one piece.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -101,14 +101,25 @@ class FastPerformerAttention(PerformerAttention):
     output_projection: ClassVar[str] = "to_out"
 
     def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
-        batch, tokens, _ = x.shape
-        pieces = token_pieces(batch, tokens)
+        pieces = token_pieces(*x.shape[:2])
         parts = parts_of(x, pieces)
+        return self._mixed(parts.__getitem__, pieces)
+
+    def forward_streamed(
+        self, piece_of: Callable[[slice], Float[Tensor, "batch piece embed_dim"]], pieces: Sequence[slice]
+    ) -> Float[Tensor, "batch tokens embed_dim"]:
+        """Return the same for tokens that exist one piece at a time; every piece is asked for twice."""
+        return self._mixed(lambda index: piece_of(pieces[index]), pieces)
+
+    def _mixed(
+        self, part: Callable[[int], Float[Tensor, "batch piece embed_dim"]], pieces: Sequence[slice]
+    ) -> Float[Tensor, "batch tokens embed_dim"]:
+        tokens, device_type = pieces[-1].stop, self.to_q.weight.device.type
         if len(pieces) == 1:
-            sums = self._key_sums(x)
+            sums = self._key_sums(part(0))
         else:
             sums = _added(
-                [made_again(lambda index: self._key_sums(parts[index]), index) for index in range(len(pieces))]
+                [made_again(lambda index: self._key_sums(part(index)), index) for index in range(len(pieces))]
             )
         epsilon = GENERALIZED_EPSILON if self.fast_attention.generalized_attention else EPSILON
         features = sums.features + epsilon * tokens
@@ -118,8 +129,8 @@ class FastPerformerAttention(PerformerAttention):
         all_feature_values = epsilon * feature_values.sum(dim=-2)[:, None]
 
         def read(index: int) -> Tensor:
-            query = self.to_q(parts[index])
-            with torch.autocast(x.device.type, enabled=False):
+            query = self.to_q(part(index))
+            with torch.autocast(device_type, enabled=False):
                 query_features, _ = self._features(query, (-1,))
                 by_head = query_features.transpose(1, 2)
                 numerator = (by_head @ feature_values).transpose(1, 2) + all_feature_values
