@@ -122,7 +122,7 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class StoredRun:
     """A loaded run. ``records`` hold each case once, in the order of the plan, whatever order they were measured in.
 
     ``peaks`` are what the device can do at its best, None where that was not measured.
@@ -147,7 +147,7 @@ class Run:
 
 
 def reports_path(path: Path) -> Path:
-    """Return where the report of the run in ``path`` goes; see :attr:`Run.reports_path`."""
+    """Return where the report of the run in ``path`` goes; see :attr:`StoredRun.reports_path`."""
     path = path.resolve()
     parent = path.parent
     return parent.parent / "reports" / path.name if parent.name == "results" else path / "report"
@@ -186,7 +186,7 @@ def load_manifest(path: Path) -> Manifest:
         raise SchemaError(f"{file}: {error}") from None
 
 
-def load(path: Path) -> Run:
+def load(path: Path) -> StoredRun:
     """Read a run.
 
     Raises:
@@ -199,7 +199,7 @@ def load(path: Path) -> Run:
         raise SchemaError(f"{path / RECORDS}: the last line is torn; sweep --resume drops it and measures it again")
     position = {case_id: index for index, case_id in enumerate(manifest.plan)}
     ordered = sorted(found.counting.values(), key=lambda record: position.get(record.case.id, len(position)))
-    return Run(
+    return StoredRun(
         path=path,
         manifest=manifest,
         records=tuple(ordered),

@@ -29,7 +29,7 @@ from infsa_bench.record import (
     Record,
 )
 from infsa_bench.spec import MAX_RESOLUTION, Case
-from infsa_bench.store import Manifest, Run, Search, Settings
+from infsa_bench.store import Manifest, Search, Settings, StoredRun
 
 CASE = Case(
     mechanism="softmax",
@@ -188,8 +188,8 @@ def make_manifest(plan: Sequence[str] = (CASE.id,)) -> Manifest:
     )
 
 
-def make_run(records: Sequence[Record], path: Path = Path("results/example")) -> Run:
-    return Run(path=path, manifest=make_manifest([record.case.id for record in records]), records=tuple(records))
+def make_run(records: Sequence[Record], path: Path = Path("results/example")) -> StoredRun:
+    return StoredRun(path=path, manifest=make_manifest([record.case.id for record in records]), records=tuple(records))
 
 
 def values_of(kind: Any) -> st.SearchStrategy[Any]:

@@ -31,8 +31,8 @@ from infsa_bench.store import (
     LOCK,
     MANIFEST,
     RECORDS,
-    Run,
     RunWriter,
+    StoredRun,
     is_run,
     load,
     load_manifest,
@@ -58,7 +58,7 @@ def write(path: Path, records: tuple[Record, ...] = RECORDED) -> None:
 def test_what_is_appended_is_loaded_in_the_order_of_the_plan(path: Path) -> None:
     unplanned = make_record(make_failure(), resolution=768)
     write(path, (unplanned, *RECORDED[::-1]))
-    assert load(path) == Run(path=path, manifest=PLAN, records=(*RECORDED, unplanned))
+    assert load(path) == StoredRun(path=path, manifest=PLAN, records=(*RECORDED, unplanned))
     assert load_manifest(path) == PLAN
 
 
@@ -121,12 +121,12 @@ def test_the_last_record_of_a_case_counts(path: Path) -> None:
     write(path, (*RECORDED[:2], LATER[0], RECORDED[2], LATER[1]))
     assert len((path / RECORDS).read_bytes().splitlines()) == 5
     expected = (RECORDED[0], LATER[1], RECORDED[2])
-    assert load(path) == Run(path=path, manifest=PLAN, records=expected, superseded=2)
+    assert load(path) == StoredRun(path=path, manifest=PLAN, records=expected, superseded=2)
     with RunWriter(path, PLAN) as writer:
         assert writer.recorded == {record.case.id: record for record in expected}
         writer.append(RECORDED[1])
         assert writer.recorded[RECORDED[1].case.id] == RECORDED[1]
-    assert load(path) == Run(path=path, manifest=PLAN, records=RECORDED, superseded=3)
+    assert load(path) == StoredRun(path=path, manifest=PLAN, records=RECORDED, superseded=3)
 
 
 def test_a_writer_knows_what_is_recorded(path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_torn_line_supersedes_nothing(path: Path) -> None:
         file.write(encode(LATER[0]).encode())
     with RunWriter(path, PLAN) as writer:
         assert writer.recorded[RECORDED[1].case.id] == RECORDED[1]
-    assert load(path) == Run(path=path, manifest=PLAN, records=RECORDED)
+    assert load(path) == StoredRun(path=path, manifest=PLAN, records=RECORDED)
 
 
 def test_a_file_that_is_one_torn_line(path: Path) -> None:
@@ -650,7 +650,7 @@ def test_a_sync_that_fails_takes_the_line_back(path: Path, monkeypatch: pytest.M
         assert load(path).records == RECORDED[:1]
         writer.append(RECORDED[1])
         writer.append(RECORDED[2])
-    assert load(path) == Run(path=path, manifest=PLAN, records=RECORDED)
+    assert load(path) == StoredRun(path=path, manifest=PLAN, records=RECORDED)
 
 
 @pytest.mark.parametrize("name", ["MAX_RECORD_BYTES", "MAX_RECORDS_BYTES"])
@@ -888,7 +888,7 @@ def test_reports_stand_beside_results(tmp_path: Path) -> None:
         (tmp_path / "results" / "x", tmp_path / "reports" / "x"),
         (tmp_path / "elsewhere" / "x", tmp_path / "elsewhere" / "x" / "report"),
     ):
-        run = Run(path=path, manifest=PLAN, records=())
+        run = StoredRun(path=path, manifest=PLAN, records=())
         assert (run.name, run.reports_path) == ("x", reports)
 
 

@@ -48,7 +48,7 @@ from infsa_bench.report.max_resolution import (
     render_search_terminal,
 )
 from infsa_bench.report.table import blocks, render_csv, render_markdown, render_terminal
-from infsa_bench.store import LOCK, MANIFEST, RECORDS, Run, Search, load
+from infsa_bench.store import LOCK, MANIFEST, RECORDS, Search, StoredRun, load
 
 LONGEST_MESSAGE = 3000
 SECONDS = 1.0
@@ -386,7 +386,7 @@ def write(path: Path, content: Content) -> None:
         (path / name).write_bytes(text)
 
 
-def rendered(run: Run) -> str:
+def rendered(run: StoredRun) -> str:
     """Everything that is reported of a run but its figures."""
     output = io.StringIO()
     console = Console(file=output, width=80, color_system=None)

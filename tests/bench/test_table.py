@@ -30,7 +30,7 @@ from infsa_bench.machine import Environment
 from infsa_bench.record import EnergyReading, FailureKind, Measurement, Record
 from infsa_bench.report.describe import flag_remarks
 from infsa_bench.report.table import blocks, render_csv, render_markdown, render_terminal
-from infsa_bench.store import Run
+from infsa_bench.store import StoredRun
 from infsa_models import registry
 from infsa_models.registry import Mechanism
 
@@ -223,9 +223,9 @@ def _fixed_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "MECHANISMS", CATALOGUE)
 
 
-def make_example(records: Sequence[Record], environment: Environment = ENVIRONMENT) -> Run:
+def make_example(records: Sequence[Record], environment: Environment = ENVIRONMENT) -> StoredRun:
     manifest = make_manifest([record.case.id for record in records])
-    return Run(
+    return StoredRun(
         path=Path("results/example"),
         manifest=dataclasses.replace(manifest, environments={"env0": environment}),
         records=tuple(records),

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from infsa_bench.analyze.max_resolution import summarize_search
-from infsa_bench.analyze.summary import SummaryRow, summarize
+from infsa_bench.analyze.run import Run, load_run
 from infsa_bench.errors import SpecError
 from infsa_bench.report.describe import describe_run, energy_remarks, flag_remarks
 from infsa_bench.report.figures import write_energy_vs_resolution, write_latency_vs_resolution
@@ -19,7 +19,7 @@ from infsa_bench.report.max_resolution import (
     render_search_terminal,
 )
 from infsa_bench.report.table import blocks, render_csv, render_markdown, render_terminal
-from infsa_bench.store import Run, Search, load
+from infsa_bench.store import Search
 
 
 def report_run(path: Path, console: Console) -> tuple[Path, ...]:
@@ -29,24 +29,16 @@ def report_run(path: Path, console: Console) -> tuple[Path, ...]:
         SpecError: no run there, one without records, or one whose energy was made up.
         SchemaError: a file of it cannot be read.
     """
-    run = load(path)
-    if any(found.gpu is not None and found.gpu.is_fake for found in run.manifest.environments.values()):
-        raise SpecError(f"{path} was made with the fake NVML library of the tests: not published")
+    run = load_run(path)
     if run.superseded:
         lines = "1 record" if run.superseded == 1 else f"{run.superseded} records"
         console.print(f"{lines} superseded by a later one of the same case", highlight=False)
     if run.manifest.search is not None:
         return _report_search(run, run.manifest.search, console)
-    rows = summarize(
-        run.records,
-        memory_limit_bytes=run.manifest.settings.memory_limit_bytes,
-        environments=run.manifest.environments,
-        peaks=run.peaks,
-    )
-    if not rows:
+    if not run.rows:
         raise SpecError(f"{path} has no records yet")
-    print_tables(run, rows, console)
-    return _announce(write_report(run, rows), console)
+    print_tables(run, console)
+    return _announce(write_report(run), console)
 
 
 def _report_search(run: Run, search: Search, console: Console) -> tuple[Path, ...]:
@@ -74,26 +66,26 @@ def _announce(files: Sequence[tuple[str, Path]], console: Console) -> tuple[Path
     return tuple(file for _, file in files)
 
 
-def print_tables(run: Run, rows: list[SummaryRow], console: Console) -> None:
+def print_tables(run: Run, console: Console) -> None:
     """Print one table a block, where it was measured, and why cells have no number."""
-    for title, block in blocks(rows):
+    for title, block in blocks(run.rows):
         console.print(render_terminal(f"{run.name}: {title}", block))
         for remark in flag_remarks(block):
             console.print(remark, markup=False, highlight=False)
-    for line in describe_run(run, rows):
+    for line in describe_run(run, run.rows):
         console.print(line, markup=False, highlight=False)
-    for remark in energy_remarks(rows):
+    for remark in energy_remarks(run.rows):
         console.print(remark, markup=False, highlight=False, soft_wrap=True)
-    for row in rows:
+    for row in run.rows:
         if row.status not in ("ok", "skipped"):
             console.print(f"{row.case.cell}: {row.status}: {row.reason}", markup=False, highlight=False, soft_wrap=True)
     console.print("how `reference` departs from the published code: infsa-bench list, or the report's table")
-    skipped = sum(row.status == "skipped" for row in rows)
+    skipped = sum(row.status == "skipped" for row in run.rows)
     if skipped:
         console.print(f"{skipped} cells skipped; why stands in the report's table")
 
 
-def write_report(run: Run, rows: list[SummaryRow]) -> list[tuple[str, Path]]:
+def write_report(run: Run) -> list[tuple[str, Path]]:
     """Write table.md, table.csv and the figures into the run's reports folder; return what they are and where.
 
     Raises:
@@ -105,11 +97,11 @@ def write_report(run: Run, rows: list[SummaryRow]) -> list[tuple[str, Path]]:
     files = [("table", markdown), ("data", table), ("picture", latency_figure)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        markdown.write_text(render_markdown(run, rows), encoding="utf-8", errors="backslashreplace")
-        table.write_text(render_csv(rows), encoding="utf-8", errors="backslashreplace")
-        write_latency_vs_resolution(rows, latency_figure)
-        if any(row.joules_per_image is not None for row in rows):
-            write_energy_vs_resolution(rows, energy_figure)
+        markdown.write_text(render_markdown(run, run.rows), encoding="utf-8", errors="backslashreplace")
+        table.write_text(render_csv(run.rows), encoding="utf-8", errors="backslashreplace")
+        write_latency_vs_resolution(run.rows, latency_figure)
+        if any(row.joules_per_image is not None for row in run.rows):
+            write_energy_vs_resolution(run.rows, energy_figure)
             files.append(("picture", energy_figure))
         else:
             # One of an earlier run of that name would be taken for this one's.

@@ -21,7 +21,7 @@ from infsa_bench.quoting import one_line
 from infsa_bench.report.peaks import describe_peaks
 from infsa_bench.report.units import format_bytes, format_duration, significant
 from infsa_bench.spec import Case
-from infsa_bench.store import Run, Settings
+from infsa_bench.store import Settings, StoredRun
 
 SOURCES = {
     "nvml_counter": "energy counter of NVML",
@@ -36,7 +36,7 @@ SCOPES = {
 }
 
 
-def describe_run(run: Run, rows: Sequence[SummaryRow]) -> list[str]:
+def describe_run(run: StoredRun, rows: Sequence[SummaryRow]) -> list[str]:
     """Return what a reader must know before the numbers, a line each."""
     settings = run.manifest.settings
     lines = [f"Environment {key}: {describe_environment(found)}" for key, found in run.manifest.environments.items()]
@@ -76,7 +76,7 @@ def describe_run(run: Run, rows: Sequence[SummaryRow]) -> list[str]:
     return [one_line(line) for line in lines]
 
 
-def _peaks(run: Run) -> list[str]:
+def _peaks(run: StoredRun) -> list[str]:
     """What the device can do, if that was measured."""
     if run.peaks is None:
         return []

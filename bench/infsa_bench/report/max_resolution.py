@@ -16,7 +16,7 @@ from infsa_bench.report.describe import describe_environment, describe_memory_li
 from infsa_bench.report.table import escape_markdown
 from infsa_bench.report.units import format_bytes, format_duration
 from infsa_bench.spec import Case
-from infsa_bench.store import Run
+from infsa_bench.store import StoredRun
 
 COLUMNS = (
     "mechanism",
@@ -52,7 +52,7 @@ WHOLE_NUMBERS = (
 )
 
 
-def describe_search(run: Run) -> list[str]:
+def describe_search(run: StoredRun) -> list[str]:
     """Return what a reader must know before the numbers of a search, a line each."""
     search, settings = run.manifest.search, run.manifest.settings
     assert search is not None
@@ -86,7 +86,7 @@ def describe_fate(outcome: Outcome) -> str:
     return "fits"
 
 
-def render_search_markdown(run: Run, rows: Sequence[MaxResolutionRow]) -> str:
+def render_search_markdown(run: StoredRun, rows: Sequence[MaxResolutionRow]) -> str:
     """Return the report of a search: where it ran, a row a model, and every probe in the order made."""
     lines = [f"# {escape_markdown(run.name)}: largest resolution that fits", ""]
     lines += [f"- {escape_markdown(line)}" for line in describe_search(run)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-import pandas as pd
 from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from infsa_bench.analyze.frame import to_frame
 from infsa_bench.analyze.summary import SummaryRow
 from infsa_bench.errors import SpecError
 from infsa_bench.quoting import one_line
@@ -23,8 +22,8 @@ from infsa_bench.report.units import (
     format_seconds,
     significant,
 )
-from infsa_bench.spec import Case, resolve_mechanisms
-from infsa_bench.store import Run
+from infsa_bench.spec import resolve_mechanisms
+from infsa_bench.store import StoredRun
 from infsa_models.registry import Mechanism
 
 COLUMNS = (
@@ -69,26 +68,8 @@ OPTIONAL_COLUMNS = {
 }
 """Left out of a report in which no row has the field."""
 
-WHOLE_NUMBERS = (
-    "processes",
-    "timed_iterations",
-    "emulated_memory_bytes",
-    "base_parameters",
-    "parameters",
-    "model_bytes",
-    "peak_memory_bytes",
-    "peak_reserved_bytes",
-    "nvml_process_bytes",
-    "matmul_flops",
-    "elementwise_flops",
-    "operator_bytes",
-    "energy_trials",
-    "temperature_low_celsius",
-    "temperature_high_celsius",
-)
 
-
-def render_markdown(run: Run, rows: Sequence[SummaryRow]) -> str:
+def render_markdown(run: StoredRun, rows: Sequence[SummaryRow]) -> str:
     """Return the whole report of a run as Markdown: where it ran, a table a block, departures as footnotes."""
     lines = [f"# {escape_markdown(run.name)}", ""]
     lines += [f"- {escape_markdown(line)}" for line in describe_run(run, rows)]
@@ -126,7 +107,7 @@ def _columns(rows: Sequence[SummaryRow]) -> list[str]:
 
 def render_csv(rows: Sequence[SummaryRow]) -> str:
     """Return one line a cell, SI units in the column names; what there is no number for is empty, never zero."""
-    return _frame(rows).to_csv(index=False)
+    return to_frame(rows).to_csv(index=False)
 
 
 def render_terminal(title: str, rows: Sequence[SummaryRow]) -> Table:
@@ -176,39 +157,6 @@ def blocks(rows: Sequence[SummaryRow]) -> list[tuple[str, list[SummaryRow]]]:
             title += f", {format_bytes(row.emulated_memory_bytes)} of memory emulated"
         grouped.setdefault(title + (f", environment {row.environment}" if several else ""), []).append(row)
     return list(grouped.items())
-
-
-def _frame(rows: Sequence[SummaryRow]) -> pd.DataFrame:
-    case_fields = [field.name for field in dataclasses.fields(Case) if field.name not in ("options", "replicate")]
-    row_fields = [field.name for field in dataclasses.fields(SummaryRow) if field.name not in ("case", "flags")]
-    records = [
-        {"cell": row.case.cell}
-        | {name: getattr(row.case, name) for name in case_fields}
-        | {"options": ",".join(f"{key}={value}" for key, value in row.case.options), "tokens": row.case.tokens}
-        | {name: getattr(row, name) for name in row_fields}
-        | {"flags": " ".join(row.flags), "stage_seconds": _stages(row), "choices": _choices(row)}
-        for row in rows
-    ]
-    records = [
-        {name: one_line(value) if isinstance(value, str) else value for name, value in record.items()}
-        for record in records
-    ]
-    columns = ["cell", *case_fields, "options", "tokens", *row_fields, "flags"]
-    frame = pd.DataFrame(records, columns=columns)
-    for name in WHOLE_NUMBERS:
-        # Nullable integers: a column with a failed cell would turn into floats otherwise, and lose digits.
-        frame[name] = pd.array([getattr(row, name) for row in rows], dtype="Int64")
-    return frame
-
-
-def _choices(row: SummaryRow) -> str | None:
-    return None if row.choices is None else ",".join(f"{key}={value}" for key, value in row.choices)
-
-
-def _stages(row: SummaryRow) -> str | None:
-    if row.stage_seconds is None:
-        return None
-    return " ".join(f"{stage}={seconds:.3f}" for stage, seconds in row.stage_seconds)
 
 
 def _cells(row: SummaryRow) -> list[str]:
