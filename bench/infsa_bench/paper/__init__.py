@@ -62,6 +62,14 @@ def parameters_millions(mechanism: str, config: str) -> float | None:
     return None
 
 
+def max_resolution(mechanism: str, config: str) -> int | None:
+    """Return the largest image side of Table 1 that did not run out of memory, or None as above."""
+    for row in _rows("table1.csv"):
+        if row["mechanism"] == mechanism and row["config"] == config:
+            return int(row["max_resolution"])
+    return None
+
+
 def _rows(name: str) -> Iterator[dict[str, str]]:
     return csv.DictReader(as_printed(name).splitlines())
 
