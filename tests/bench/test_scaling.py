@@ -143,6 +143,13 @@ def test_small_images_show_too_little() -> None:
     assert small.flops < 1.5
 
 
+def test_a_series_that_ends_early_shows_fixed_costs_only() -> None:
+    """However sure its exponent is: it may not even be called different."""
+    early = the_scaling(series(lambda tokens: tokens**0.7, sides=LADDER[:4], mechanism="infsa-linear"))
+    assert (early.latency is not None, early.verdict) == (True, "range too short")
+    assert the_scaling(series(lambda tokens: tokens**0.7, LADDER[:5], mechanism="infsa-linear")).verdict == "differs"
+
+
 def test_scatter_that_hides_the_exponent_shows_too_little() -> None:
     chance = random.Random(1)
     wild = the_scaling(series(lambda tokens: tokens * math.exp(chance.gauss(0, 2)), mechanism="infsa-linear"))

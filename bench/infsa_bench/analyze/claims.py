@@ -25,7 +25,7 @@ Verdict = Literal["reproduced", "not reproduced", "not testable"]
 BASE, PROPOSED = "softmax", "infsa-linear"
 LARGEST_RESOLUTION = 9216
 PAPER_MEMORY_BYTES = 40 * 2**30
-TOLERANCE = 0.1
+RATIO_TOLERANCE = 0.1
 """A ratio is reproduced if its interval comes within 10 % of the other side's."""
 
 MIN_TAU = 0.8
@@ -112,7 +112,7 @@ def _number_claim(
 def _is_near(mine: Estimate, other: Estimate) -> bool:
     low = mine.value if mine.low is None else mine.low
     high = mine.value if mine.high is None else mine.high
-    return low <= (1 + TOLERANCE) * other.value and high >= (1 - TOLERANCE) * other.value
+    return low <= (1 + RATIO_TOLERANCE) * other.value and high >= (1 - RATIO_TOLERANCE) * other.value
 
 
 def ratio(numerator: Estimate, denominator: Estimate) -> Estimate:
@@ -200,8 +200,12 @@ def _completion(
         theirs=_names(other),
         ours=_names(mine),
         verdict=verdict,
-        remark=f"unknown for {', '.join(unknown)}" if unknown else "",
+        remark=f"unknown for {_listed(unknown)}" if unknown else "",
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return "all" if len(names) == len(MECHANISMS) else ", ".join(names)
 
 
 def _names(completed: dict[str, bool | None]) -> Shown | None:
@@ -239,7 +243,7 @@ def _slower_in_inference(config: str, ours: Side, theirs: Side) -> Claim:
     unknown = [name for name in MECHANISMS if name not in known]
     differing = [name for name in known if mine[name] != other[name]]
     verdict: Verdict = "not reproduced" if differing else "reproduced" if not unknown else "not testable"
-    missing = f"needs training and inference at 1024 x 1024 of {', '.join(unknown)}"
+    missing = f"needs training and inference at 1024 x 1024 of {_listed(unknown)}"
     return Claim(
         kind="slower in inference",
         config=config,

@@ -25,6 +25,9 @@ from infsa_models.options import formulas_hold
 ASYMPTOTIC_SPAN = 16
 """The asymptotic part: from a sixteenth of the most tokens on, which is a quarter of the longest side."""
 
+ASYMPTOTIC_TOKENS = 4097
+"""A series that ends below 1024 x 1024 shows fixed costs as much as growth."""
+
 MIN_POINTS = 3
 TOLERANCE = 0.1
 """What an interval may miss a claimed exponent by: a mechanism runs in a ViT whose other parts are linear."""
@@ -60,8 +63,9 @@ class Scaling:
         memory: exponent of the peak memory above the model's own; None with fewer than three points.
         claimed: exponent of time that the mechanism's complexity states; None for one that states none.
         flops: exponent of the FLOPs by formula over the points of ``latency``; None without a formula.
-        verdict: whether the latency's exponent is as claimed; ``range too short`` where the FLOPs are not asymptotic
-            yet, or where the interval cannot tell a linear from a quadratic mechanism.
+        verdict: whether the latency's exponent is as claimed; ``range too short`` where it ends below 1024 x 1024,
+            where the FLOPs are not asymptotic yet, or where the interval cannot tell a linear mechanism from a
+            quadratic one.
     """
 
     case: Case
@@ -170,7 +174,9 @@ def _flops_exponent(case: Case, tokens: Sequence[int]) -> float | None:
 def _verdict(latency: Exponent | None, claimed: int | None, flops: float | None) -> Verdict:
     if claimed is None:
         return "no claim"
-    if latency is None or (flops is not None and abs(flops - claimed) > FORMULA_TOLERANCE):
+    if latency is None or latency.tokens_high < ASYMPTOTIC_TOKENS:
+        return "range too short"
+    if flops is not None and abs(flops - claimed) > FORMULA_TOLERANCE:
         return "range too short"
     held = [each for each in EXPONENTS if latency.low - TOLERANCE <= each <= latency.high + TOLERANCE]
     if claimed not in held:

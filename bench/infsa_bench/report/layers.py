@@ -6,7 +6,7 @@ import statistics
 
 from infsa_bench.layers import LayerRun, LayerTimes
 from infsa_bench.report.describe import describe_environment
-from infsa_bench.report.table import escape_markdown
+from infsa_bench.report.grid import escape_markdown
 from infsa_bench.report.units import format_bytes, format_seconds
 
 REPORT = "table.md"

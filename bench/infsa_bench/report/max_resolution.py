@@ -13,7 +13,7 @@ from infsa_bench.analyze.max_resolution import MaxResolutionRow
 from infsa_bench.quoting import one_line
 from infsa_bench.record import Failure, Fit, Outcome
 from infsa_bench.report.describe import describe_environment, describe_memory_limit
-from infsa_bench.report.table import escape_markdown
+from infsa_bench.report.grid import escape_markdown
 from infsa_bench.report.units import format_bytes, format_duration
 from infsa_bench.spec import Case
 from infsa_bench.store import StoredRun

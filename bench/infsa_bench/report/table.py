@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import JustifyMethod
 from rich.table import Table
@@ -10,9 +10,10 @@ from rich.text import Text
 
 from infsa_bench.analyze.frame import to_frame
 from infsa_bench.analyze.summary import SummaryRow
-from infsa_bench.errors import SpecError
 from infsa_bench.quoting import one_line
 from infsa_bench.report.describe import describe_run, energy_remarks
+from infsa_bench.report.footnotes import departures, tools
+from infsa_bench.report.grid import escape_markdown
 from infsa_bench.report.units import (
     format_bytes,
     format_flops_per_second,
@@ -22,9 +23,7 @@ from infsa_bench.report.units import (
     format_seconds,
     significant,
 )
-from infsa_bench.spec import resolve_mechanisms
 from infsa_bench.store import StoredRun
-from infsa_models.registry import Mechanism
 
 COLUMNS = (
     "mechanism",
@@ -88,15 +87,12 @@ def render_markdown(run: StoredRun, rows: Sequence[SummaryRow]) -> str:
         if remarks:
             lines += ["", f"## {heading}", ""]
             lines += [f"- {escape_markdown(remark)}" for remark in remarks]
-    lines += ["", "## How `reference` departs from the published code", ""]
-    for name, mechanism in _mechanisms(rows).items():
-        departures = "; ".join(mechanism.departures) or "no departure"
-        lines.append(f"- {escape_markdown(name)}: {escape_markdown(departures)}")
+    names = list(dict.fromkeys(row.case.mechanism for row in rows))
+    footnotes = [("How `reference` departs from the published code", departures(names))]
     if any(row.case.implementation == "fast" for row in rows):
-        lines += ["", "## How `fast` computes the same", ""]
-        for name, mechanism in _mechanisms(rows).items():
-            if mechanism.tools:
-                lines.append(f"- {escape_markdown(name)}: {escape_markdown('; '.join(mechanism.tools))}")
+        footnotes.append(("How `fast` computes the same", tools(names)))
+    for heading, notes in footnotes:
+        lines += ["", f"## {heading}", "", *(f"- {escape_markdown(note)}" for note in notes)]
     return "\n".join(lines) + "\n"
 
 
@@ -229,22 +225,3 @@ def _power(row: SummaryRow) -> str:
 
 def _reasons(rows: Iterable[SummaryRow]) -> list[str]:
     return [f"{row.case.cell}: {row.status}: {row.reason}" for row in rows if row.status != "ok"]
-
-
-def _mechanisms(rows: Iterable[SummaryRow]) -> Mapping[str, Mechanism]:
-    """The entries of the mechanisms that rows show; those of a package that is not installed here are left out."""
-    found: dict[str, Mechanism] = {}
-    for name in dict.fromkeys(row.case.mechanism for row in rows):
-        try:
-            found |= resolve_mechanisms([name])
-        except SpecError:
-            continue
-    return found
-
-
-def escape_markdown(text: str) -> str:
-    """Return ``text`` so that Markdown shows it as it is: a name may come from somebody else's file."""
-    text = one_line(text)
-    for character in ("\\", "|", "<", ">", "[", "]", "*", "_", "`"):
-        text = text.replace(character, f"\\{character}")
-    return text

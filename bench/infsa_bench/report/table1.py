@@ -1,0 +1,329 @@
+"""Table 1 with two sides beside each other, as grids of text: the numbers, and the claims that carry over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from infsa_bench.analyze.claims import MIN_TAU, PAPER_MEMORY_BYTES, RATIO_TOLERANCE, Claim, Shown
+from infsa_bench.analyze.scaling import ASYMPTOTIC_TOKENS, FORMULA_TOLERANCE, TOLERANCE, claimed_exponent
+from infsa_bench.analyze.sides import ABSENT, Estimate, Reach, Side, SideCell
+from infsa_bench.analyze.table1 import CLOSE, Row, Table1
+from infsa_bench.report.footnotes import departures, tools
+from infsa_bench.report.grid import Grid
+from infsa_bench.report.units import (
+    format_bytes,
+    format_interval_seconds,
+    format_joules,
+    format_seconds,
+    significant,
+)
+from infsa_bench.spec import PHASES
+from infsa_models.registry import CONFIGS, MECHANISMS
+
+PHASE_WORDS = {"infer": "inference", "train": "training"}
+CLOSE_MARK = "†"
+
+NUMBERS = (
+    "latency",
+    "95 % interval",
+    "latency, theirs",
+    "ratio",
+    "images/s",
+    "images/s, theirs",
+    "J/image",
+    "J/image, theirs",
+    "J ratio",
+    "W",
+    "W, theirs",
+)
+WORDS = ("compared", "kernels", "status")
+COLUMNS = ("mechanism", "type", "parameters", "parameters, theirs", *NUMBERS, "reach", "reach, theirs", *WORDS)
+STRESS_COLUMNS = ("mechanism", "model", "phase", "side", *NUMBERS, *WORDS)
+SHORT_COLUMNS = (
+    "mechanism",
+    "model",
+    "phase",
+    "side",
+    "latency",
+    "latency, theirs",
+    "ratio",
+    "images/s",
+    "J/image",
+    "J/image, theirs",
+    "reach",
+    "reach, theirs",
+)
+"""Those of a terminal and of a printed page: what is compared, not all that is known."""
+
+LEFT = frozenset({"mechanism", "model", "phase", "type", *WORDS})
+CLAIM_COLUMNS = ("claim", "model", "theirs", "ours", "verdict", "remark")
+EXPONENT_COLUMNS = ("mechanism", "model", "claimed", "exponent", "95 % interval", "verdict", "sizes and remarks")
+
+
+def describe_sides(table: Table1) -> list[str]:
+    """Return what a reader must know before the numbers: what is beside what, and how it is compared."""
+    lines = [f"Ours: {describe_side(table.ours)}", f"Theirs: {describe_side(table.theirs)}"]
+    differences = {row.difference for row in table.rows if row.difference}
+    if differences:
+        lines.append(
+            "Ratios are ours over theirs; where the column compared says other hardware or precision, they rank "
+            "machines, not models; what carries over stands under Claims"
+        )
+    energies = {row.theirs.energy_kind for row in table.rows} | {row.ours.energy_kind for row in table.rows}
+    if "assumed" in energies:
+        lines.append(
+            "Energy that is headed assumed was not measured: it is the latency times a power, and is compared with "
+            "nothing that was measured"
+        )
+    lines.append(
+        "W: J/image over the latency, the power that the two together state; status absent: not a cell of that side"
+    )
+    if any(row.is_close for row in (*table.rows, *table.stress_rows)):
+        lines.append(
+            f"{CLOSE_MARK} less than {CLOSE:g} times from another linear mechanism of the same table: the effort that "
+            "went into kernels may decide which of them is first"
+        )
+    if any(row.ours.processes == 1 for row in table.rows):
+        lines.append("Intervals marked (1 process) are within one process; another one may differ by more")
+    return lines
+
+
+def describe_side(side: Side) -> str:
+    """Return one line: what it is, and under which conditions."""
+    parts = [side.title, side.device, side.implementation, ", ".join(side.precisions), side.execution]
+    if side.emulated_memory_bytes is not None:
+        parts.append(f"{format_bytes(side.emulated_memory_bytes)} of memory emulated")
+    return "; ".join(parts)
+
+
+def grids(table: Table1, *, is_short: bool = False) -> list[Grid]:
+    """Return the table: nine rows for each model and phase, and the stress test; in short only what is compared."""
+    found: list[tuple[Grid, list[Row]]] = []
+    for config in CONFIGS:
+        for phase in reversed(PHASES):
+            rows = [row for row in table.rows if (row.config, row.phase) == (config, phase)]
+            cells = tuple((*_names(row, table), *_numbers(row), *_reaches(row, table), *_words(row)) for row in rows)
+            title = f"{config}, {PHASE_WORDS[phase]}, {rows[0].resolution} x {rows[0].resolution}, one image a batch"
+            grid = Grid(title=title, columns=COLUMNS, rows=cells, left=LEFT)
+            columns = [column for column in COLUMNS if phase == "infer" or not column.startswith("reach")]
+            found.append((grid.only(columns), rows))
+    cells = tuple(
+        (row.mechanism, row.config, PHASE_WORDS[row.phase], str(row.resolution), *_numbers(row), *_words(row))
+        for row in table.stress_rows
+    )
+    stress = Grid(title="Stress test, one image a batch", columns=STRESS_COLUMNS, rows=cells, left=LEFT)
+    found.append((stress, list(table.stress_rows)))
+    return [_named(grid.only(SHORT_COLUMNS) if is_short else grid, table, rows) for grid, rows in found]
+
+
+def claims_grid(table: Table1) -> Grid:
+    """Return the claims with both sides' numbers and the verdict, exponents left out."""
+    rows = tuple(
+        (claim_words(claim), claim.config, _shown(claim.theirs), _shown(claim.ours), claim.verdict, claim.remark)
+        for claim in table.claims
+        if claim.kind != "exponent"
+    )
+    return _named(Grid(title="Claims", columns=CLAIM_COLUMNS, rows=rows, left=frozenset(CLAIM_COLUMNS)), table, [])
+
+
+def exponents_grid(table: Table1) -> Grid:
+    """Return how the latency of every mechanism grows with its tokens, beside what its complexity states."""
+    rows = []
+    for claim in table.claims:
+        if claim.kind != "exponent":
+            continue
+        found = None if claim.ours is None else claim.ours.estimate
+        interval = "" if found is None or found.low is None else _ends(found)
+        exponent = "-" if found is None else f"{found.value:.2f}"
+        rows.append(
+            (claim.mechanism, claim.config, _shown(claim.theirs), exponent, interval, claim.verdict, claim.remark)
+        )
+    return Grid(
+        title="Exponent of the tokens with which the latency of inference grows",
+        columns=EXPONENT_COLUMNS,
+        rows=tuple(rows),
+        left=frozenset({"mechanism", "model", "verdict", "sizes and remarks"}),
+    )
+
+
+def claim_lines(table: Table1) -> list[str]:
+    """Return the claims a line each, for where a table of sentences has no room."""
+    return [
+        f"{claim.verdict}: {claim.config}: {claim_words(claim)}: {table.theirs.title} {_shown(claim.theirs)}; "
+        f"ours {_shown(claim.ours)}" + (f" ({claim.remark})" if claim.remark else "")
+        for claim in table.claims
+        if claim.kind != "exponent"
+    ]
+
+
+def describe_claims() -> list[str]:
+    """Return by which rules the verdicts were reached."""
+    return [
+        f"A ratio is reproduced if its interval comes within {100 * RATIO_TOLERANCE:g} % of theirs; an order if "
+        f"Kendall's tau is {MIN_TAU:g} or more; a set of mechanisms if it is the same, all nine being known",
+        f"An exponent is reproduced if its interval comes within {TOLERANCE:g} of the claimed one and tells 1 from 2; "
+        f"the range is too short where it ends below {ASYMPTOTIC_TOKENS:,} tokens, or where the FLOPs by formula grow "
+        f"with an exponent more than {FORMULA_TOLERANCE:g} off",
+        f"Within {format_bytes(PAPER_MEMORY_BYTES)}: under that limit, emulated, or by what the process held on a "
+        "larger device",
+    ]
+
+
+def footnotes(side: Side) -> list[tuple[str, list[str]]]:
+    """Return what must be known of the implementations of a side, under headings."""
+    if side.implementation == "reference":
+        return [("How `reference` departs from the published code", departures(MECHANISMS))]
+    if side.implementation == "fast":
+        return [("How `fast` computes the same", tools(MECHANISMS))]
+    return []
+
+
+def missing(table: Table1) -> list[str]:
+    """Return why cells of ours have no number, a line for each reason."""
+    reasons: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for row in (*table.rows, *table.stress_rows):
+        if row.ours.status != "ok":
+            models = reasons.setdefault((row.ours.status, row.ours.reason), {})
+            models.setdefault(f"{row.config} {row.phase} {row.resolution}", []).append(row.mechanism)
+    return [
+        f"{status}: {reason}: "
+        + "; ".join(
+            f"{model}: {'all' if len(names) == len(MECHANISMS) else ', '.join(names)}"
+            for model, names in models.items()
+        )
+        for (status, reason), models in reasons.items()
+    ]
+
+
+def claim_words(claim: Claim) -> str:
+    """Return what a claim states, in plain words."""
+    return {
+        "speedup": f"{claim.mechanism} is so many times faster than softmax, inference at 1024 x 1024",
+        "rank order": "order of the mechanisms in inference at 1024 x 1024, fastest first"
+        + ("" if claim.tau is None else f" (Kendall's tau {claim.tau:.2f})"),
+        "completes": "complete inference at 9216 x 9216",
+        "completes in 40 GiB": "complete inference at 9216 x 9216 within 40 GiB",
+        "slower in inference": "take longer to infer than to train at 1024 x 1024",
+        "exponent": f"the latency of {claim.mechanism} grows with its tokens to a power of",
+        "energy": f"softmax over {claim.mechanism}: ratio of J/image over ratio of latencies",
+    }[claim.kind]
+
+
+def _named(grid: Grid, table: Table1, rows: Sequence[Row]) -> Grid:
+    """Return the grid with the sides' own names in the heads of its columns, and what ``rows`` say of energies."""
+    heads = {
+        "theirs": table.theirs.title,
+        "ours": f"{table.ours.title}, {table.ours.implementation}",
+        "reach": "largest side",
+        "J/image": "J/image" + _assumed([row.ours for row in rows]),
+        "J/image, theirs": f"J/image, {table.theirs.title}" + _assumed([row.theirs for row in rows]),
+        "reach, theirs": f"largest side, {table.theirs.title}",
+    }
+
+    def head(column: str) -> str:
+        base, comma, _ = column.partition(", theirs")
+        return heads.get(column, f"{base}, {table.theirs.title}" if comma else base)
+
+    columns, left = tuple(map(head, grid.columns)), frozenset(map(head, grid.left))
+    return Grid(title=grid.title, columns=columns, rows=grid.rows, left=left)
+
+
+def _assumed(cells: Sequence[SideCell]) -> str:
+    """Return what the head of a column of energies says of those that nobody measured."""
+    powers = [cell.implied_watts for cell in cells if cell.energy_kind == "assumed" and cell.implied_watts]
+    watts = sorted({round(power, -1) for power in powers})
+    return f": assumed (latency x {' or '.join(f'{power:.0f}' for power in watts)} W)" if watts else ""
+
+
+def _names(row: Row, table: Table1) -> tuple[str, ...]:
+    kind = "quadratic" if claimed_exponent(row.mechanism) == 2 else "linear"
+    counts = (side.parameters.get((row.config, row.mechanism)) for side in (table.ours, table.theirs))
+    sides = (table.ours, table.theirs)
+    return row.mechanism, kind, *(_parameters(count, side) for count, side in zip(counts, sides, strict=True))
+
+
+def _parameters(count: int | None, side: Side) -> str:
+    if count is None:
+        return ""
+    return f"{count / 1e6:.1f} M" if side.is_paper else f"{count:,}"
+
+
+def _numbers(row: Row) -> tuple[str, ...]:
+    ours, theirs = row.ours, row.theirs
+    return (
+        _latency(ours) + (f" {CLOSE_MARK}" if row.is_close else ""),
+        _interval(ours),
+        _latency(theirs),
+        _ratio(row.latency_ratio),
+        "" if ours.images_per_second is None else significant(ours.images_per_second),
+        "" if theirs.images_per_second is None else significant(theirs.images_per_second),
+        _energy(ours),
+        _energy(theirs),
+        _ratio(row.energy_ratio),
+        "" if ours.implied_watts is None else significant(ours.implied_watts),
+        "" if theirs.implied_watts is None else significant(theirs.implied_watts),
+    )
+
+
+def _words(row: Row) -> tuple[str, ...]:
+    same = row.latency_ratio is not None and not row.difference
+    status = f"{row.ours.status} ({', '.join(row.ours.flags)})" if row.ours.flags else row.ours.status
+    return row.difference or ("same hardware" if same else ""), row.ours.kernels, status
+
+
+def _reaches(row: Row, table: Table1) -> tuple[str, ...]:
+    return tuple(_reach(side.reach.get((row.config, row.mechanism))) for side in (table.ours, table.theirs))
+
+
+def _reach(reach: Reach | None) -> str:
+    if reach is None:
+        return ""
+    largest = "none" if reach.resolution is None else str(reach.resolution)
+    return largest if reach.next_status is None else f"{largest} ({reach.next_resolution}: {reach.next_status})"
+
+
+def _latency(cell: SideCell) -> str:
+    if cell.latency_seconds is not None:
+        return format_seconds(cell.latency_seconds.value)
+    return "-" if cell.status == ABSENT else cell.status
+
+
+def _interval(cell: SideCell) -> str:
+    latency = cell.latency_seconds
+    if latency is None or cell.processes is None:
+        return ""
+    processes = "1 process" if cell.processes == 1 else f"{cell.processes} processes"
+    if latency.low is None or latency.high is None:
+        return f"none ({processes})"
+    return f"{format_interval_seconds(latency.low, latency.high)} ({processes})"
+
+
+def _energy(cell: SideCell) -> str:
+    energy = cell.joules_per_image
+    if energy is None:
+        return "" if cell.latency_seconds is None else f"not measured ({cell.energy_reason})"
+    half_width = None if energy.high is None else energy.high - energy.value
+    doubt = "~" if cell.energy_kind == "measured_low_confidence" else ""
+    return f"{doubt}{format_joules(energy.value, half_width)}"
+
+
+def _ratio(ratio: Estimate | None) -> str:
+    if ratio is None:
+        return ""
+    return f"{significant(ratio.value)}x" + ("" if ratio.low is None else f" ({_ends(ratio)})")
+
+
+def _ends(estimate: Estimate) -> str:
+    assert estimate.low is not None
+    assert estimate.high is not None
+    return f"{significant(estimate.low)} .. {significant(estimate.high)}"
+
+
+def _shown(shown: Shown | None) -> str:
+    if shown is None:
+        return "-"
+    if shown.names is not None:
+        return ", ".join(shown.names) or "none"
+    assert shown.estimate is not None
+    found = shown.estimate
+    return significant(found.value) + ("" if found.low is None else f" ({_ends(found)})")
