@@ -223,6 +223,73 @@ def _layers(
     layers(device, mechanisms, heads, tokens, rounds, out, Console())
 
 
+@app.command("table1")
+def _table1(
+    run: Annotated[str | None, typer.Argument(help="Folder of a run, or paper for the published numbers.")] = None,
+    against: Annotated[str, typer.Option(help="What to set it beside: paper, or the folder of another run.")] = "paper",
+    form: Annotated[str, typer.Option("--format", help="term, md, csv, tex, json.")] = "term",
+    ablation: Annotated[
+        bool, typer.Option("--ablation", help="The latency row of the ablation (rho, activation) instead.")
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure exactly the cells that it needs first, into RUN.")
+    ] = False,
+    impl: Annotated[str | None, typer.Option(help="Implementations: reference, fast. GPU: fast, CPU: both.")] = None,
+    phase: Annotated[str, typer.Option(help="infer, train.")] = "infer,train",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="fp32, bf16, fp16, amp-bf16, amp-fp16. GPU: bf16, training amp-bf16; CPU: fp32."),
+    ] = None,
+    execution: Annotated[str, typer.Option(help="eager, compile, cuda-graph.")] = "eager",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:N.")] = "auto",
+    protocol: Annotated[
+        str, typer.Option(help="quick, full (3 replicates), gate (5), paper (50 + 300 calls, amp-fp16).")
+    ] = "quick",
+    replicates: Annotated[
+        int | None, typer.Option(help="Passes over all cells, each in a fresh process. Default: by protocol.")
+    ] = None,
+    energy: Annotated[
+        str, typer.Option(help="auto (by protocol), quick (3 trials of 2 s a cell), full (5 of 5 s), none.")
+    ] = "auto",
+    time_budget: Annotated[
+        str | None, typer.Option(help="For all cells: 240, 90s, 4m, 2h or none. GPU: none, CPU: 4m.")
+    ] = None,
+    memory_limit: Annotated[str | None, typer.Option(help="Emulate a smaller device: 40GiB, 24GB.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Measure only what RUN has no record of.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and its predictions; write nothing.")
+    ] = False,
+) -> None:
+    """Set the paper's Table 1 beside a run, measured if asked for, with what of it carries over."""
+    from infsa_bench.commands.options import SweepRequest
+    from infsa_bench.commands.table1 import Table1Request, print_table
+
+    request = SweepRequest(
+        impl=impl,
+        phase=phase,
+        dtype=dtype,
+        execution=execution,
+        device=device,
+        protocol=protocol,
+        replicates=replicates,
+        energy=energy,
+        time_budget=time_budget,
+        memory_limit=memory_limit,
+        resume=resume,
+        dry_run=dry_run,
+        program=_program(),
+        words=tuple(sys.argv[1:]),
+    )
+    table_request = Table1Request(
+        run=run,
+        against=against,
+        form=form,
+        is_ablation=ablation,
+        sweep=request if measure or dry_run or resume else None,
+    )
+    raise typer.Exit(print_table(table_request, Console()))
+
+
 @app.command("list")
 def _list() -> None:
     """Print the mechanisms: complexity, parameters (ours / paper), implementations, departures."""

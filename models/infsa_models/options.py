@@ -79,7 +79,13 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "agent": {"agent_num": Option(kind=int), "fused_qkv": Option(kind=bool)},
     "mlla": {},
     "infsa-pure": {"rho": Option(kind=float, keeps_sizes=True)},
-    "infsa-linear": {"rho": Option(kind=float, keeps_sizes=True), "tie_qk": Option(kind=bool)},
+    "infsa-linear": {
+        "rho": Option(kind=float, keeps_sizes=True),
+        "tie_qk": Option(kind=bool),
+        "activation": Option(
+            kind=str, choices=("relu", "gelu", "silu"), implementations=("reference",), keeps_sizes=True
+        ),
+    },
 }
 
 

@@ -38,7 +38,7 @@ def report_run(path: Path, console: Console) -> tuple[Path, ...]:
     if not run.rows:
         raise SpecError(f"{path} has no records yet")
     print_tables(run, console)
-    return _announce(write_report(run), console)
+    return announce(write_report(run), console)
 
 
 def _report_search(run: Run, search: Search, console: Console) -> tuple[Path, ...]:
@@ -56,10 +56,10 @@ def _report_search(run: Run, search: Search, console: Console) -> tuple[Path, ..
         table.write_text(render_search_csv(rows, limit_bytes), encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise SpecError(f"cannot write the report to {folder}: {error}") from error
-    return _announce([("table", markdown), ("data", table)], console)
+    return announce([("table", markdown), ("data", table)], console)
 
 
-def _announce(files: Sequence[tuple[str, Path]], console: Console) -> tuple[Path, ...]:
+def announce(files: Sequence[tuple[str, Path]], console: Console) -> tuple[Path, ...]:
     """Say which files a report has, and return them."""
     for name, file in files:
         console.print(f"{name}: {file}", markup=False, highlight=False, soft_wrap=True)

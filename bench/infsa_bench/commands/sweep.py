@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +35,10 @@ from infsa_bench.spec import Case
 from infsa_bench.store import Manifest, RunWriter, Settings
 from infsa_bench.sweep import run_plan, utc_now
 
+CasesOf = Callable[[SweepRequest, str, int], tuple[Case, ...]]
+"""Returns the cases of a request on a type of device, with so many replicates."""
+
+INTERRUPTED = 130
 CALIBRATION_SECONDS = 15.0
 """Share of the time budget kept back, where energy is measured, for looking at the idle device and its counter once
 more.
@@ -43,6 +47,30 @@ more.
 
 def sweep(request: SweepRequest, console: Console) -> int:
     """Run the sweep that ``request`` asks for and print its report; return the exit code.
+
+    Raises:
+        SpecError, SchemaError, RunLockedError, SweepStoppedError: as :func:`measure`.
+    """
+    out = measure(request, console)
+    if request.dry_run:
+        return 0
+    if out is None:
+        return INTERRUPTED
+    try:
+        report_run(out, console)
+    except SpecError as error:
+        raise SweepStoppedError(f"all cells are recorded in {out}, but {error}") from error
+    console.print(f"records: {out}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def cases_of_axes(request: SweepRequest, device_type: str, replicates: int) -> tuple[Case, ...]:
+    """Return every case that the axes of ``request`` span."""
+    return tuple(sweep_axes(request, device_type, replicates).cases(device_type))
+
+
+def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_of_axes) -> Path | None:
+    """Measure the cases that ``cases_of`` returns; return the folder of the run, None if it was interrupted.
 
     Nothing is written before every option has been checked, the device included.
 
@@ -61,8 +89,8 @@ def sweep(request: SweepRequest, console: Console) -> int:
     ):
         hello = launcher.hello
         device_type = hello.environment.device_type
-        axes = sweep_axes(request, device_type, protocol.replicates)
-        launcher.check(tuple(name for name in axes.mechanisms if ":" in name))
+        cases = cases_of(request, device_type, protocol.replicates)
+        launcher.check(tuple(dict.fromkeys(case.mechanism for case in cases if ":" in case.mechanism)))
         if options.memory_limit_bytes is not None:
             launcher.limit_memory(options.memory_limit_bytes)
         budget_seconds = time_budget(request, device_type)
@@ -78,7 +106,7 @@ def sweep(request: SweepRequest, console: Console) -> int:
         watched = None if hello.energy_source is None else preset
         closing_seconds = CLOSING_SECONDS + (CALIBRATION_SECONDS if watched else 0.0)
         plan = Plan(
-            cases=tuple(axes.cases(device_type)),
+            cases=cases,
             protocol=protocol,
             deadline=None if budget_seconds is None else started + budget_seconds - closing_seconds,
             host_memory_bytes=_checked_host_memory(hello, options.memory_limit_bytes),
@@ -89,7 +117,7 @@ def sweep(request: SweepRequest, console: Console) -> int:
             retried=options.retried,
         )
         if not plan.cases:
-            raise SpecError(f"no cell: none of {', '.join(axes.mechanisms)} has {' or '.join(axes.implementations)}")
+            raise SpecError(f"no cell: none of {request.mechanisms} has {request.impl}")
         predictor = Predictor(hello.matmul_flops_per_second, passes=TIMED_PASSES[device_type], energy=watched)
         out = request.out or _default_out(device_type)
         manifest = _manifest(request, settings, plan.cases, earlier)
@@ -97,7 +125,7 @@ def sweep(request: SweepRequest, console: Console) -> int:
             steps = schedule(plan, predictor, plan.cases)
             _announce(console, plan, steps, hello, out, options.memory_limit_bytes)
             _print_plan(console, plan, steps)
-            return 0
+            return out
         with _open(out, manifest) as writer:
             try:
                 writer.add_environment(hello.environment)
@@ -115,21 +143,16 @@ def sweep(request: SweepRequest, console: Console) -> int:
                 options.memory_limit_bytes,
             )
             done = len(plan.cases) - len(todo)
-            kind = BarProgress if console.is_terminal else PlainProgress
+            bar = BarProgress if console.is_terminal else PlainProgress
             try:
                 if request.peaks and todo and writer.peaks is None:
                     measure_before_sweep(console, plan, launcher, writer, is_shared=lock.is_shared())
-                with kind(console, len(plan.cases), done) as progress:
+                with bar(console, len(plan.cases), done) as progress:
                     run_plan(plan, launcher, writer, predictor, progress, lock.is_shared)
             except KeyboardInterrupt:
                 say_how_to_go_on(console, request.program, request.words, request.out, out)
-                return 130
-    try:
-        report_run(out, console)
-    except SpecError as error:
-        raise SweepStoppedError(f"all cells are recorded in {out}, but {error}") from error
-    console.print(f"records: {out}", highlight=False, markup=False, soft_wrap=True)
-    return 0
+                return None
+    return out
 
 
 def _checked_host_memory(hello: Hello, memory_limit_bytes: int | None) -> int | None:

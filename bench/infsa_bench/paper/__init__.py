@@ -12,6 +12,11 @@ TABLES = ("table1.csv", "stress_test.csv")
 TABLE_RESOLUTION = 1024
 """Image side of Table 1, pixels; the stress test names its own."""
 
+ABLATION_TABLE = "ablation.csv"
+ABLATION_CONFIG = "4L-64H"
+ABLATION_RESOLUTION = 224
+ABLATION_BATCH_SIZE = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedCell:
@@ -52,6 +57,29 @@ def published_cells() -> tuple[PublishedCell, ...]:
     for row in _rows("stress_test.csv"):
         cells.append(_cell(row, "train" if row["mode"] == "train" else "infer", int(row["resolution"])))
     return tuple(cells)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedAblation:
+    """One cell of the paper's ablation of Linear-InfSA, in SI units; it names no more than two of its activations."""
+
+    parameter: str
+    value: str
+    train_latency_seconds: float
+    infer_latency_seconds: float
+
+
+def published_ablation() -> tuple[PublishedAblation, ...]:
+    """Return the latency row of the ablation: Linear-InfSA, 4L-64H, 224 x 224, 64 images a batch."""
+    return tuple(
+        PublishedAblation(
+            parameter=row["parameter"],
+            value=row["value"],
+            train_latency_seconds=float(f"{row['train_latency_ms']}e-3"),
+            infer_latency_seconds=float(f"{row['infer_latency_ms']}e-3"),
+        )
+        for row in _rows(ABLATION_TABLE)
+    )
 
 
 def parameters_millions(mechanism: str, config: str) -> float | None:

@@ -96,7 +96,8 @@ def grid_terminal(grid: Grid) -> Table:
     )
     for column in grid.columns:
         justify: JustifyMethod = "left" if column in grid.left else "right"
-        table.add_column(Text(one_line(column)), justify=justify, overflow="fold")
+        # The first one names the row: never cut into pieces while others can give way.
+        table.add_column(Text(one_line(column)), justify=justify, overflow="fold", no_wrap=column == grid.columns[0])
     for row in grid.rows:
         table.add_row(*(Text(one_line(cell)) for cell in row))
     return table

@@ -72,8 +72,8 @@ def describe_sides(table: Table1) -> list[str]:
     energies = {row.theirs.energy_kind for row in table.rows} | {row.ours.energy_kind for row in table.rows}
     if "assumed" in energies:
         lines.append(
-            "Energy that is headed assumed was not measured: it is the latency times a power, and is compared with "
-            "nothing that was measured"
+            "Energy that is headed assumed was not measured: it is the latency times a power (200 W in inference, "
+            "300 W in training), and is compared with nothing that was measured"
         )
     lines.append(
         "W: J/image over the latency, the power that the two together state; status absent: not a cell of that side"
@@ -102,18 +102,23 @@ def grids(table: Table1, *, is_short: bool = False) -> list[Grid]:
     for config in CONFIGS:
         for phase in reversed(PHASES):
             rows = [row for row in table.rows if (row.config, row.phase) == (config, phase)]
-            cells = tuple((*_names(row, table), *_numbers(row), *_reaches(row, table), *_words(row)) for row in rows)
+            cells = tuple(
+                (*_names(row, table), *_numbers(row, is_short), *_reaches(row, table, is_short), *_words(row))
+                for row in rows
+            )
             title = f"{config}, {PHASE_WORDS[phase]}, {rows[0].resolution} x {rows[0].resolution}, one image a batch"
             grid = Grid(title=title, columns=COLUMNS, rows=cells, left=LEFT)
             columns = [column for column in COLUMNS if phase == "infer" or not column.startswith("reach")]
             found.append((grid.only(columns), rows))
     cells = tuple(
-        (row.mechanism, row.config, PHASE_WORDS[row.phase], str(row.resolution), *_numbers(row), *_words(row))
+        (row.mechanism, row.config, PHASE_WORDS[row.phase], str(row.resolution), *_numbers(row, is_short), *_words(row))
         for row in table.stress_rows
     )
     stress = Grid(title="Stress test, one image a batch", columns=STRESS_COLUMNS, rows=cells, left=LEFT)
     found.append((stress, list(table.stress_rows)))
-    return [_named(grid.only(SHORT_COLUMNS) if is_short else grid, table, rows) for grid, rows in found]
+    return [
+        _named(grid.only(SHORT_COLUMNS) if is_short else grid, table, rows, is_short=is_short) for grid, rows in found
+    ]
 
 
 def claims_grid(table: Table1) -> Grid:
@@ -209,30 +214,38 @@ def claim_words(claim: Claim) -> str:
     }[claim.kind]
 
 
-def _named(grid: Grid, table: Table1, rows: Sequence[Row]) -> Grid:
+def _named(grid: Grid, table: Table1, rows: Sequence[Row], *, is_short: bool = False) -> Grid:
     """Return the grid with the sides' own names in the heads of its columns, and what ``rows`` say of energies."""
+    theirs = "theirs" if is_short and not table.theirs.is_paper else table.theirs.title
+    ours_assumed = _assumed([row.ours for row in rows], is_short=is_short)
+    theirs_assumed = _assumed([row.theirs for row in rows], is_short=is_short)
     heads = {
-        "theirs": table.theirs.title,
+        "theirs": theirs,
         "ours": f"{table.ours.title}, {table.ours.implementation}",
         "reach": "largest side",
-        "J/image": "J/image" + _assumed([row.ours for row in rows]),
-        "J/image, theirs": f"J/image, {table.theirs.title}" + _assumed([row.theirs for row in rows]),
-        "reach, theirs": f"largest side, {table.theirs.title}",
+        "J/image": f"J/image{ours_assumed}",
+        "J/image, theirs": f"J/image, {theirs}{theirs_assumed}",
+        "reach, theirs": f"largest side, {theirs}",
     }
+    if is_short:
+        heads |= {"latency, theirs": theirs, "J/image, theirs": f"{theirs} J{theirs_assumed}"}
+        heads |= {"reach": "side", "reach, theirs": f"{theirs} side", "images/s": "img/s"}
 
     def head(column: str) -> str:
         base, comma, _ = column.partition(", theirs")
-        return heads.get(column, f"{base}, {table.theirs.title}" if comma else base)
+        return heads.get(column, f"{base}, {theirs}" if comma else base)
 
     columns, left = tuple(map(head, grid.columns)), frozenset(map(head, grid.left))
     return Grid(title=grid.title, columns=columns, rows=grid.rows, left=left)
 
 
-def _assumed(cells: Sequence[SideCell]) -> str:
+def _assumed(cells: Sequence[SideCell], *, is_short: bool) -> str:
     """Return what the head of a column of energies says of those that nobody measured."""
     powers = [cell.implied_watts for cell in cells if cell.energy_kind == "assumed" and cell.implied_watts]
     watts = sorted({round(power, -1) for power in powers})
-    return f": assumed (latency x {' or '.join(f'{power:.0f}' for power in watts)} W)" if watts else ""
+    if not watts or is_short:
+        return " (assumed)" if watts else ""
+    return f": assumed (latency x {' or '.join(f'{power:.0f}' for power in watts)} W)"
 
 
 def _names(row: Row, table: Table1) -> tuple[str, ...]:
@@ -248,18 +261,19 @@ def _parameters(count: int | None, side: Side) -> str:
     return f"{count / 1e6:.1f} M" if side.is_paper else f"{count:,}"
 
 
-def _numbers(row: Row) -> tuple[str, ...]:
+def _numbers(row: Row, is_short: bool) -> tuple[str, ...]:
+    """Return the cells of NUMBERS; in short an interval is a percentage beside the latency."""
     ours, theirs = row.ours, row.theirs
     return (
-        _latency(ours) + (f" {CLOSE_MARK}" if row.is_close else ""),
+        _latency(ours) + (_percent(ours) if is_short else "") + (f" {CLOSE_MARK}" if row.is_close else ""),
         _interval(ours),
         _latency(theirs),
-        _ratio(row.latency_ratio),
+        _ratio(row.latency_ratio, is_short),
         "" if ours.images_per_second is None else significant(ours.images_per_second),
         "" if theirs.images_per_second is None else significant(theirs.images_per_second),
         _energy(ours),
         _energy(theirs),
-        _ratio(row.energy_ratio),
+        _ratio(row.energy_ratio, is_short),
         "" if ours.implied_watts is None else significant(ours.implied_watts),
         "" if theirs.implied_watts is None else significant(theirs.implied_watts),
     )
@@ -271,15 +285,18 @@ def _words(row: Row) -> tuple[str, ...]:
     return row.difference or ("same hardware" if same else ""), row.ours.kernels, status
 
 
-def _reaches(row: Row, table: Table1) -> tuple[str, ...]:
-    return tuple(_reach(side.reach.get((row.config, row.mechanism))) for side in (table.ours, table.theirs))
+def _reaches(row: Row, table: Table1, is_short: bool) -> tuple[str, ...]:
+    model = (row.config, row.mechanism)
+    return tuple(_reach(side.reach.get(model), is_short) for side in (table.ours, table.theirs))
 
 
-def _reach(reach: Reach | None) -> str:
+def _reach(reach: Reach | None, is_short: bool) -> str:
     if reach is None:
         return ""
     largest = "none" if reach.resolution is None else str(reach.resolution)
-    return largest if reach.next_status is None else f"{largest} ({reach.next_resolution}: {reach.next_status})"
+    if is_short or reach.next_status is None:
+        return largest
+    return f"{largest} ({reach.next_resolution}: {reach.next_status})"
 
 
 def _latency(cell: SideCell) -> str:
@@ -307,10 +324,19 @@ def _energy(cell: SideCell) -> str:
     return f"{doubt}{format_joules(energy.value, half_width)}"
 
 
-def _ratio(ratio: Estimate | None) -> str:
+def _percent(cell: SideCell) -> str:
+    """Return the farther end of the latency's interval as a percentage of it."""
+    latency = cell.latency_seconds
+    if latency is None or latency.low is None or latency.high is None:
+        return ""
+    farther = max(latency.high - latency.value, latency.value - latency.low)
+    return f" ±{significant(100 * farther / latency.value, 2)} %"
+
+
+def _ratio(ratio: Estimate | None, is_short: bool) -> str:
     if ratio is None:
         return ""
-    return f"{significant(ratio.value)}x" + ("" if ratio.low is None else f" ({_ends(ratio)})")
+    return f"{significant(ratio.value)}x" + ("" if is_short or ratio.low is None else f" ({_ends(ratio)})")
 
 
 def _ends(estimate: Estimate) -> str:

@@ -23,18 +23,25 @@ piece of tokens the queries are made piece by piece, and again in the backward p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from infsa_models.heads import merge_heads, split_heads
 from infsa_models.mean_context import EPSILON, MeanContext, Projections, pool_tokens
 from infsa_models.pieces import token_pieces
 
 INITIAL_RHO = 0.95
+
+Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: Mapping[str, Activation] = {"relu": torch.relu, "gelu": F.gelu, "silu": F.silu}
+"""What keeps affinities from being negative: relu (paper); the others are of its ablation, for latency only: they let
+a little below zero through, so that the sum of the affinities need not be positive.
+"""
 
 # Normalised weights are about 1/N: 3e-6 at 9216 x 9216, where float16 is subnormal. Scaled by a power of two they
 # stay normal numbers, and dividing the result by it again is exact.
@@ -53,12 +60,14 @@ class LinearInfsaAttention(nn.Module):
         class_token: bool = True,
         tie_qk: bool = True,
         rho: float = INITIAL_RHO,
+        activation: str = "relu",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.tie_qk = tie_qk
+        self.activation = ACTIVATIONS[activation]
         self.q_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
         self.k_proj = None if tie_qk else nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
         self.v_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
@@ -69,7 +78,7 @@ class LinearInfsaAttention(nn.Module):
         query = split_heads(self.q_proj(x), self.num_heads)
         key = query if self.k_proj is None else split_heads(self.k_proj(x), self.num_heads)
         value = split_heads(self.v_proj(x), self.num_heads)
-        mixed = linear_infsa(query, key, value, torch.sigmoid(self.rho_logit))
+        mixed = linear_infsa(query, key, value, torch.sigmoid(self.rho_logit), self.activation)
         return self.out_proj(merge_heads(mixed))
 
 
@@ -78,9 +87,10 @@ def linear_infsa(
     key: Float[Tensor, "batch heads tokens head_dim"],
     value: Float[Tensor, "batch heads tokens head_dim"],
     rho: Float[Tensor, ""],
+    activation: Activation = torch.relu,
 ) -> Float[Tensor, "batch heads tokens head_dim"]:
     """Return the pooled value, repeated for every token (a broadcast view)."""
-    scores = linear_infsa_scores(query, key)
+    scores = linear_infsa_scores(query, key, activation)
     pooled = ((scores * WEIGHT_SCALE).to(value.dtype) * value).sum(dim=-2, keepdim=True, dtype=scores.dtype)
     return (pooled * (rho / WEIGHT_SCALE)).to(value.dtype).expand_as(value)
 
@@ -88,6 +98,7 @@ def linear_infsa(
 def linear_infsa_scores(
     query: Float[Tensor, "batch heads tokens head_dim"],
     key: Float[Tensor, "batch heads tokens head_dim"],
+    activation: Activation = torch.relu,
 ) -> Float[Tensor, "batch heads tokens 1"]:
     """Return each token's share in the pooled value, summing to one per head (or all zero), at least in float32."""
     accumulate = torch.promote_types(query.dtype, torch.float32)
@@ -99,14 +110,37 @@ def linear_infsa_scores(
     energy = torch.linalg.vector_norm(query_scaled, dim=-1, dtype=accumulate)
     weights = energy / (energy.sum(dim=-1, keepdim=True) + EPSILON)
     pooled_query = (weights * WEIGHT_SCALE).to(query.dtype).unsqueeze(-2) @ query_scaled / WEIGHT_SCALE
-    affinity = torch.relu(key_scaled @ pooled_query.transpose(-2, -1)).to(accumulate)
+    affinity = activation(key_scaled @ pooled_query.transpose(-2, -1)).to(accumulate)
     return affinity / (affinity.sum(dim=-2, keepdim=True) + EPSILON)
 
 
 class FastLinearInfsaAttention(LinearInfsaAttention):
-    """The same layer, options and parameters, reassociated; a host need not see N equal rows."""
+    """The same layer and parameters, reassociated, with relu only; a host need not see N equal rows."""
 
     output_projection: ClassVar[str] = "out_proj"
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        grid: tuple[int, int],
+        class_token: bool = True,
+        tie_qk: bool = True,
+        rho: float = INITIAL_RHO,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            embed_dim,
+            num_heads,
+            grid=grid,
+            class_token=class_token,
+            tie_qk=tie_qk,
+            rho=rho,
+            device=device,
+            dtype=dtype,
+        )
 
     def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
         return self.forward_pooled(x).expand_as(x)

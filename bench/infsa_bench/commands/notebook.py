@@ -1,0 +1,58 @@
+"""What Python programs and notebooks call in the place of the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from infsa_bench.analyze.run import Run, load_run
+from infsa_bench.commands.options import SweepRequest
+from infsa_bench.commands.sweep import measure
+
+LISTS = frozenset({"res", "mechanisms", "impl", "config", "phase", "dtype", "batch_size", "execution"})
+"""Options that take several values: on the command line with commas between them."""
+
+
+def run_sweep(*, out: str | Path | None = None, is_quiet: bool = False, **options: Any) -> Run:
+    """Measure as ``infsa-bench sweep`` does, in processes of their own, and return the run.
+
+    Args:
+        out: folder of the run; by default ``results/<device>-<time>``.
+        is_quiet: whether to print nothing; otherwise progress goes to the standard error.
+        options: those of the command line, by name: ``res="224..1024"``, ``mechanisms="softmax,infsa-linear"``,
+            ``impl``, ``config``, ``phase``, ``dtype``, ``batch_size``, ``device``, ``execution``, ``option`` (a list of
+            ``NAME=VALUE``), ``protocol``, ``warmup``, ``iterations``, ``replicates``, ``energy``, ``time_budget``,
+            ``seed``, ``resume``, ``retry``, ``cell_timeout``, ``memory_limit``, ``prune``, ``peaks``,
+            ``allow_shared``. Where several values are possible a list will do: ``res=[224, 512]``.
+
+    Raises:
+        TypeError: an option that does not exist.
+        SpecError: an option that makes no sense, a device that cannot be used, or a folder that is taken.
+        SweepStoppedError: the device or the disk gave up; what is recorded is kept, and ``resume=True`` goes on.
+        KeyboardInterrupt: interrupted; likewise.
+    """
+    typed = {name: _typed(name, value) for name, value in options.items()}
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in typed.items()]
+    request = SweepRequest(
+        **typed, out=None if out is None else Path(out), program=("infsa_bench.run_sweep",), words=tuple(words)
+    )
+    console = Console(file=sys.stderr, quiet=is_quiet)
+    measured = measure(request, console)
+    if measured is None:
+        raise KeyboardInterrupt
+    return load_run(measured)
+
+
+def _typed(name: str, value: Any) -> Any:
+    """Return an option as the command line has it."""
+    if name == "option":
+        return tuple(value)
+    if name not in LISTS or value is None:
+        return value
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return ",".join(map(str, value))
+    return str(value)
