@@ -14,3 +14,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=GOLDEN_DIRECTORY,
         help="directory of *.npz files written by the official code (default: tests/models/golden)",
     )
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="write the golden texts of tests/bench/golden anew; look at what changed before you commit it",
+    )

@@ -36,15 +36,25 @@ def run_sweep(*, out: str | Path | None = None, is_quiet: bool = False, **option
         KeyboardInterrupt: interrupted; likewise.
     """
     typed = {name: _typed(name, value) for name, value in options.items()}
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in typed.items()]
-    request = SweepRequest(
-        **typed, out=None if out is None else Path(out), program=("infsa_bench.run_sweep",), words=tuple(words)
-    )
+    words = ["sweep", *(word for name, value in typed.items() for word in _words(name, value))]
+    words += [] if out is None else [f"--out={out}"]
+    request = SweepRequest(**typed, out=None if out is None else Path(out), words=tuple(words))
     console = Console(file=sys.stderr, quiet=is_quiet)
     measured = measure(request, console)
     if measured is None:
         raise KeyboardInterrupt
     return load_run(measured)
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """Return what one would type for an option; the manifest keeps it, for who wants to do the same again."""
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        # The command line has only the unusual one of the two.
+        unusual = {"prune": "--no-prune", "peaks": "--no-peaks"}
+        return [unusual.get(name, flag)] if value != (name in unusual) else []
+    values = value if isinstance(value, tuple) else () if value is None else (value,)
+    return [f"{flag}={each}" for each in values]
 
 
 def _typed(name: str, value: Any) -> Any:

@@ -25,12 +25,14 @@ CLOSE_MARK = "†"
 
 NUMBERS = (
     "latency",
+    "± %",
     "95 % interval",
     "latency, theirs",
     "ratio",
     "images/s",
     "images/s, theirs",
     "J/image",
+    "J ± %",
     "J/image, theirs",
     "J ratio",
     "W",
@@ -38,6 +40,9 @@ NUMBERS = (
 )
 WORDS = ("compared", "kernels", "status")
 COLUMNS = ("mechanism", "type", "parameters", "parameters, theirs", *NUMBERS, "reach", "reach, theirs", *WORDS)
+SHORT_ONLY = ("± %", "J ± %")
+"""The interval in short, as the farther of its ends, relative; where there is room it is written out."""
+
 STRESS_COLUMNS = ("mechanism", "model", "phase", "side", *NUMBERS, *WORDS)
 SHORT_COLUMNS = (
     "mechanism",
@@ -45,15 +50,20 @@ SHORT_COLUMNS = (
     "phase",
     "side",
     "latency",
+    "± %",
     "latency, theirs",
     "ratio",
     "images/s",
     "J/image",
+    "J ± %",
     "J/image, theirs",
     "reach",
     "reach, theirs",
 )
 """Those of a terminal and of a printed page: what is compared, not all that is known."""
+
+NOT_BESIDE_PHASE = ("images/s", "J ± %")
+"""What gives way in the stress test, whose rows need more words."""
 
 LEFT = frozenset({"mechanism", "model", "phase", "type", *WORDS})
 CLAIM_COLUMNS = ("claim", "model", "theirs", "ours", "verdict", "remark")
@@ -111,14 +121,26 @@ def grids(table: Table1, *, is_short: bool = False) -> list[Grid]:
             columns = [column for column in COLUMNS if phase == "infer" or not column.startswith("reach")]
             found.append((grid.only(columns), rows))
     cells = tuple(
-        (row.mechanism, row.config, PHASE_WORDS[row.phase], str(row.resolution), *_numbers(row, is_short), *_words(row))
+        (row.mechanism, row.config, row.phase, str(row.resolution), *_numbers(row, is_short), *_words(row))
         for row in table.stress_rows
     )
     stress = Grid(title="Stress test, one image a batch", columns=STRESS_COLUMNS, rows=cells, left=LEFT)
     found.append((stress, list(table.stress_rows)))
     return [
-        _named(grid.only(SHORT_COLUMNS) if is_short else grid, table, rows, is_short=is_short) for grid, rows in found
+        _named(
+            grid.only([column for column in grid.columns if _is_shown(column, grid, is_short)]),
+            table,
+            rows,
+            is_short=is_short,
+        )
+        for grid, rows in found
     ]
+
+
+def _is_shown(column: str, grid: Grid, is_short: bool) -> bool:
+    if not is_short:
+        return column not in SHORT_ONLY
+    return column in SHORT_COLUMNS and not ("phase" in grid.columns and column in NOT_BESIDE_PHASE)
 
 
 def claims_grid(table: Table1) -> Grid:
@@ -217,8 +239,9 @@ def claim_words(claim: Claim) -> str:
 def _named(grid: Grid, table: Table1, rows: Sequence[Row], *, is_short: bool = False) -> Grid:
     """Return the grid with the sides' own names in the heads of its columns, and what ``rows`` say of energies."""
     theirs = "theirs" if is_short and not table.theirs.is_paper else table.theirs.title
-    ours_assumed = _assumed([row.ours for row in rows], is_short=is_short)
-    theirs_assumed = _assumed([row.theirs for row in rows], is_short=is_short)
+    ours_assumed, theirs_assumed = (
+        _assumed(cells) for cells in ([row.ours for row in rows], [row.theirs for row in rows])
+    )
     heads = {
         "theirs": theirs,
         "ours": f"{table.ours.title}, {table.ours.implementation}",
@@ -228,8 +251,9 @@ def _named(grid: Grid, table: Table1, rows: Sequence[Row], *, is_short: bool = F
         "reach, theirs": f"largest side, {theirs}",
     }
     if is_short:
-        heads |= {"latency, theirs": theirs, "J/image, theirs": f"{theirs} J{theirs_assumed}"}
+        heads |= {"latency, theirs": theirs, "J/image, theirs": "assumed J" if theirs_assumed else f"{theirs} J"}
         heads |= {"reach": "side", "reach, theirs": f"{theirs} side", "images/s": "img/s"}
+        heads |= {"± %": "±%", "J ± %": "±% ", "J/image": "assumed J/image" if ours_assumed else "J/image"}
 
     def head(column: str) -> str:
         base, comma, _ = column.partition(", theirs")
@@ -239,13 +263,11 @@ def _named(grid: Grid, table: Table1, rows: Sequence[Row], *, is_short: bool = F
     return Grid(title=grid.title, columns=columns, rows=grid.rows, left=left)
 
 
-def _assumed(cells: Sequence[SideCell], *, is_short: bool) -> str:
+def _assumed(cells: Sequence[SideCell]) -> str:
     """Return what the head of a column of energies says of those that nobody measured."""
     powers = [cell.implied_watts for cell in cells if cell.energy_kind == "assumed" and cell.implied_watts]
     watts = sorted({round(power, -1) for power in powers})
-    if not watts or is_short:
-        return " (assumed)" if watts else ""
-    return f": assumed (latency x {' or '.join(f'{power:.0f}' for power in watts)} W)"
+    return f": assumed (latency x {' or '.join(f'{power:.0f}' for power in watts)} W)" if watts else ""
 
 
 def _names(row: Row, table: Table1) -> tuple[str, ...]:
@@ -265,14 +287,16 @@ def _numbers(row: Row, is_short: bool) -> tuple[str, ...]:
     """Return the cells of NUMBERS; in short an interval is a percentage beside the latency."""
     ours, theirs = row.ours, row.theirs
     return (
-        _latency(ours) + (_percent(ours) if is_short else "") + (f" {CLOSE_MARK}" if row.is_close else ""),
+        _latency(ours) + (CLOSE_MARK if row.is_close else ""),
+        _percent(ours.latency_seconds),
         _interval(ours),
         _latency(theirs),
         _ratio(row.latency_ratio, is_short),
         "" if ours.images_per_second is None else significant(ours.images_per_second),
         "" if theirs.images_per_second is None else significant(theirs.images_per_second),
-        _energy(ours),
-        _energy(theirs),
+        _energy(ours, is_short),
+        _percent(ours.joules_per_image),
+        _energy(theirs, is_short),
         _ratio(row.energy_ratio, is_short),
         "" if ours.implied_watts is None else significant(ours.implied_watts),
         "" if theirs.implied_watts is None else significant(theirs.implied_watts),
@@ -315,22 +339,20 @@ def _interval(cell: SideCell) -> str:
     return f"{format_interval_seconds(latency.low, latency.high)} ({processes})"
 
 
-def _energy(cell: SideCell) -> str:
+def _energy(cell: SideCell, is_short: bool) -> str:
     energy = cell.joules_per_image
     if energy is None:
-        return "" if cell.latency_seconds is None else f"not measured ({cell.energy_reason})"
-    half_width = None if energy.high is None else energy.high - energy.value
+        return "" if cell.latency_seconds is None else "-" if is_short else f"not measured ({cell.energy_reason})"
+    half_width = None if is_short or energy.high is None else energy.high - energy.value
     doubt = "~" if cell.energy_kind == "measured_low_confidence" else ""
     return f"{doubt}{format_joules(energy.value, half_width)}"
 
 
-def _percent(cell: SideCell) -> str:
-    """Return the farther end of the latency's interval as a percentage of it."""
-    latency = cell.latency_seconds
-    if latency is None or latency.low is None or latency.high is None:
+def _percent(found: Estimate | None) -> str:
+    """Return the farther end of an interval in percent of its estimate."""
+    if found is None or found.low is None or found.high is None:
         return ""
-    farther = max(latency.high - latency.value, latency.value - latency.low)
-    return f" ±{significant(100 * farther / latency.value, 2)} %"
+    return significant(100 * max(found.high - found.value, found.value - found.low) / found.value, 2)
 
 
 def _ratio(ratio: Estimate | None, is_short: bool) -> str:
