@@ -121,7 +121,7 @@ def grids(table: Table1, *, is_short: bool = False) -> list[Grid]:
             columns = [column for column in COLUMNS if phase == "infer" or not column.startswith("reach")]
             found.append((grid.only(columns), rows))
     cells = tuple(
-        (row.mechanism, row.config, row.phase, str(row.resolution), *_numbers(row, is_short), *_words(row))
+        (_mechanism(row), row.config, row.phase, str(row.resolution), *_numbers(row, is_short), *_words(row))
         for row in table.stress_rows
     )
     stress = Grid(title="Stress test, one image a batch", columns=STRESS_COLUMNS, rows=cells, left=LEFT)
@@ -153,11 +153,14 @@ def claims_grid(table: Table1) -> Grid:
     return _named(Grid(title="Claims", columns=CLAIM_COLUMNS, rows=rows, left=frozenset(CLAIM_COLUMNS)), table, [])
 
 
-def exponents_grid(table: Table1) -> Grid:
-    """Return how the latency of every mechanism grows with its tokens, beside what its complexity states."""
+def exponents_grid(table: Table1, *, is_short: bool = False) -> Grid:
+    """Return how the latency of every mechanism grows with its tokens, beside what its complexity states.
+
+    In short only those that were measured.
+    """
     rows = []
     for claim in table.claims:
-        if claim.kind != "exponent":
+        if claim.kind != "exponent" or (is_short and claim.ours is None):
             continue
         found = None if claim.ours is None else claim.ours.estimate
         interval = "" if found is None or found.low is None else _ends(found)
@@ -274,7 +277,11 @@ def _names(row: Row, table: Table1) -> tuple[str, ...]:
     kind = "quadratic" if claimed_exponent(row.mechanism) == 2 else "linear"
     counts = (side.parameters.get((row.config, row.mechanism)) for side in (table.ours, table.theirs))
     sides = (table.ours, table.theirs)
-    return row.mechanism, kind, *(_parameters(count, side) for count, side in zip(counts, sides, strict=True))
+    return _mechanism(row), kind, *(_parameters(count, side) for count, side in zip(counts, sides, strict=True))
+
+
+def _mechanism(row: Row) -> str:
+    return row.mechanism + (CLOSE_MARK if row.is_close else "")
 
 
 def _parameters(count: int | None, side: Side) -> str:
@@ -287,7 +294,7 @@ def _numbers(row: Row, is_short: bool) -> tuple[str, ...]:
     """Return the cells of NUMBERS; in short an interval is a percentage beside the latency."""
     ours, theirs = row.ours, row.theirs
     return (
-        _latency(ours) + (CLOSE_MARK if row.is_close else ""),
+        _latency(ours),
         _percent(ours.latency_seconds),
         _interval(ours),
         _latency(theirs),

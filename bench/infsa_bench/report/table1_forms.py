@@ -86,7 +86,11 @@ def print_table1(tables: Sequence[Table1], console: Console) -> None:
             console.print()
             console.print(grid_terminal(grid))
         console.print()
-        console.print(grid_terminal(exponents_grid(table)))
+        exponents = exponents_grid(table, is_short=True)
+        if exponents.rows:
+            console.print(grid_terminal(exponents))
+        else:
+            console.print("No exponent: none of the nine was inferred at three sizes or more")
         console.print()
         console.print("Claims", style="bold")
         for line in (*claim_lines(table), *describe_claims()):
