@@ -24,6 +24,9 @@ def test_the_wheel_holds_both_packages_and_their_data(tmp_path: Path) -> None:
         "infsa_models/py.typed",
         "infsa_bench/paper/table1.csv",
         "infsa_bench/paper/stress_test.csv",
+        "infsa_bench/report/page.html.jinja",
+        "infsa_bench/report/page.css",
+        "infsa_bench/report/page.js",
         f"{dist_info}/licenses/LICENSE",
     } <= set(names)
 

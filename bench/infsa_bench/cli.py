@@ -299,11 +299,19 @@ def _list() -> None:
 
 
 @app.command("report")
-def _report(run: Annotated[Path, typer.Argument(help="Folder of a run, e.g. results/cpu-20261120-120000.")]) -> None:
-    """Render a run again from its records; needs no torch."""
-    from infsa_bench.commands.report import report_run
+def _report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, e.g. results/cpu-20261120-120000.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the report. Default: reports/<run>; several runs need one."),
+    ] = None,
+) -> None:
+    """Render runs again from their records, several side by side; needs no torch."""
+    from infsa_bench.commands.report import report_runs
 
-    report_run(run, Console())
+    report_runs(runs, out, Console())
 
 
 @app.command("doctor")

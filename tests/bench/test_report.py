@@ -18,7 +18,7 @@ from sample_records import (
     make_record,
 )
 
-from infsa_bench.commands.report import report_run
+from infsa_bench.commands.report import report_run, report_runs
 from infsa_bench.errors import SpecError
 from infsa_bench.machine import Environment
 from infsa_bench.record import Record
@@ -48,7 +48,14 @@ NOT_MEASURED = make_record(make_measurement(energy=make_no_energy("rapl_absent",
 def test_the_parts_of_a_report_lie_beside_the_results(tmp_path: Path) -> None:
     files, output = reported(store(tmp_path / "results/x", [MEASURED, NOT_MEASURED]), width=200)
     folder = tmp_path / "reports/x"
-    names = ("table.md", "table.csv", "latency_vs_resolution.png", "energy_vs_resolution.png")
+    names = (
+        "table.md",
+        "table.csv",
+        "latency_vs_resolution.png",
+        "energy_vs_resolution.png",
+        "index.html",
+        "report.md",
+    )
     assert files == tuple(folder / name for name in names)
     for file in files:
         assert file.stat().st_size > 500
@@ -91,3 +98,32 @@ def test_what_the_library_of_the_tests_measured_is_not_published(tmp_path: Path,
 def test_a_run_without_records_has_no_report(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="no records yet"):
         reported(store(tmp_path / "results/x", []))
+
+
+def test_several_runs_have_one_page_and_files_of_their_own(tmp_path: Path) -> None:
+    """Also where they have the same name."""
+    paths = [store(tmp_path / place / "results/x", [MEASURED, NOT_MEASURED]) for place in ("here", "there")]
+    folder = tmp_path / "reports/here-vs-there"
+    output = io.StringIO()
+    files = report_runs(paths, folder, Console(file=output, width=200))
+    names = {file.name for file in files}
+    assert {"index.html", "report.md", "table.A.x.csv", "table.B.x.csv", "table.A.x.md", "table.B.x.md"} < names
+    assert len(names) == len(files)
+    assert {file.name for file in folder.iterdir()} == names
+    assert all(str(file) in output.getvalue() for file in files)
+
+
+def test_several_runs_need_a_folder(tmp_path: Path) -> None:
+    run = store(tmp_path / "results/x", [MEASURED])
+    with pytest.raises(SpecError, match="several runs have one report: name its folder"):
+        report_runs([run, run], None, Console(file=io.StringIO()))
+    with pytest.raises(SpecError, match="no records yet"):
+        report_runs([run, store(tmp_path / "results/y", [])], tmp_path / "out", Console(file=io.StringIO()))
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_run_can_be_reported_elsewhere(tmp_path: Path) -> None:
+    run = store(tmp_path / "results/x", [NOT_MEASURED])
+    files = report_runs([run], tmp_path / "elsewhere", Console(file=io.StringIO()))
+    assert {file.parent for file in files} == {tmp_path / "elsewhere"}
+    assert not (tmp_path / "reports").exists()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infsa_bench.analyze.claims import Claim, claims, ratio
+from infsa_bench.analyze.run import Run
 from infsa_bench.analyze.scaling import claimed_exponent
-from infsa_bench.analyze.sides import CellKey, Estimate, Side, SideCell
+from infsa_bench.analyze.sides import ABSENT, CellKey, Estimate, Side, SideCell, paper_side, sides_of
+from infsa_bench.errors import SpecError
 from infsa_bench.paper import TABLE_RESOLUTION, published_cells
 from infsa_bench.spec import PHASES
 from infsa_models.registry import CONFIGS, MECHANISMS
@@ -70,6 +72,17 @@ def table1(ours: Side, theirs: Side) -> Table1:
         stress_rows=tuple(_row(key, ours, theirs) for key in STRESS_CELLS),
         claims=tuple(claims(ours, theirs)),
     )
+
+
+def tables_beside_paper(run: Run) -> list[Table1]:
+    """Return a table for each side of a run that has any cell of it, against the paper; none for another kind of run."""
+    try:
+        sides = sides_of(run)
+    except SpecError:
+        return []
+    paper = paper_side()
+    tables = [table1(side, paper) for side in sides]
+    return [table for table in tables if any(row.ours.status != ABSENT for row in table.rows)]
 
 
 def _row(key: CellKey, ours: Side, theirs: Side) -> Row:

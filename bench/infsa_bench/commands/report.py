@@ -9,46 +9,80 @@ from rich.console import Console
 
 from infsa_bench.analyze.max_resolution import summarize_search
 from infsa_bench.analyze.run import Run, load_run
+from infsa_bench.analyze.table1 import tables_beside_paper
 from infsa_bench.errors import SpecError
 from infsa_bench.report.describe import describe_run, energy_remarks, flag_remarks
-from infsa_bench.report.figures import write_energy_vs_resolution, write_latency_vs_resolution
+from infsa_bench.report.figures import FIGURES
 from infsa_bench.report.max_resolution import (
     describe_search,
     render_search_csv,
     render_search_markdown,
     render_search_terminal,
 )
+from infsa_bench.report.page import render_page
+from infsa_bench.report.paper_sections import paper_sections
+from infsa_bench.report.pull_request import render_pull_request
+from infsa_bench.report.run_sections import file_name
+from infsa_bench.report.side_by_side import run_letter
 from infsa_bench.report.table import blocks, render_csv, render_markdown, render_terminal
+from infsa_bench.report.table1_forms import table1_markdown
 from infsa_bench.store import Search
 
 
-def report_run(path: Path, console: Console) -> tuple[Path, ...]:
-    """Print the tables of the run in ``path``, write its report beside ``results``; say and return where.
+def report_run(path: Path, console: Console, out: Path | None = None) -> tuple[Path, ...]:
+    """Print the tables of the run in ``path``, write its report into ``out``; say and return where.
+
+    Without ``out`` the report lies beside ``results``.
 
     Raises:
         SpecError: no run there, one without records, or one whose energy was made up.
         SchemaError: a file of it cannot be read.
     """
     run = load_run(path)
-    if run.superseded:
-        lines = "1 record" if run.superseded == 1 else f"{run.superseded} records"
-        console.print(f"{lines} superseded by a later one of the same case", highlight=False)
+    folder = run.reports_path if out is None else out
+    _print_superseded(run, console)
     if run.manifest.search is not None:
-        return _report_search(run, run.manifest.search, console)
+        return _report_search(run, run.manifest.search, folder, console)
     if not run.rows:
         raise SpecError(f"{path} has no records yet")
     print_tables(run, console)
-    return announce(write_report(run), console)
+    return announce(write_report([run], folder), console)
 
 
-def _report_search(run: Run, search: Search, console: Console) -> tuple[Path, ...]:
+def report_runs(paths: Sequence[Path], out: Path | None, console: Console) -> tuple[Path, ...]:
+    """Do so for one run, or write one report of several, side by side.
+
+    Raises:
+        SpecError: as :func:`report_run`, several runs without ``out``, or a search among them.
+        SchemaError: a file of one of them cannot be read.
+    """
+    if len(paths) == 1:
+        return report_run(paths[0], console, out)
+    if out is None:
+        raise SpecError("several runs have one report: name its folder, e.g. -o reports/a-vs-b")
+    runs = [load_run(path) for path in paths]
+    for path, run in zip(paths, runs, strict=True):
+        if run.manifest.search is not None:
+            raise SpecError(f"{path} is a search for the largest resolution, which stands beside nothing")
+        if not run.rows:
+            raise SpecError(f"{path} has no records yet")
+        _print_superseded(run, console)
+    return announce(write_report(runs, out), console)
+
+
+def _print_superseded(run: Run, console: Console) -> None:
+    if run.superseded:
+        lines = "1 record" if run.superseded == 1 else f"{run.superseded} records"
+        console.print(f"{lines} superseded by a later one of the same case", highlight=False)
+
+
+def _report_search(run: Run, search: Search, folder: Path, console: Console) -> tuple[Path, ...]:
     """Print and write the report of a search for the largest resolution; return where."""
     rows = summarize_search(search, run.records)
     limit_bytes = run.manifest.settings.memory_limit_bytes
     console.print(render_search_terminal(f"{run.name}: largest resolution that fits", rows))
     for line in describe_search(run):
         console.print(line, markup=False, highlight=False)
-    folder = run.reports_path
     markdown, table = folder / "max_resolution.md", folder / "max_resolution.csv"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,27 +119,57 @@ def print_tables(run: Run, console: Console) -> None:
         console.print(f"{skipped} cells skipped; why stands in the report's table")
 
 
-def write_report(run: Run) -> list[tuple[str, Path]]:
-    """Write table.md, table.csv and the figures into the run's reports folder; return what they are and where.
+def write_report(runs: Sequence[Run], folder: Path) -> list[tuple[str, Path]]:
+    """Write tables, page, summary and figures of runs into ``folder``; return what they are and where.
+
+    Of several runs the page and the summary are one; the other files have their run's name in theirs.
 
     Raises:
         SpecError: the folder cannot be written.
     """
-    folder = run.reports_path
-    markdown, table = folder / "table.md", folder / "table.csv"
-    latency_figure, energy_figure = folder / "latency_vs_resolution.png", folder / "energy_vs_resolution.png"
-    files = [("table", markdown), ("data", table), ("picture", latency_figure)]
+    page, summary = folder / "index.html", folder / "report.md"
+    files: list[tuple[str, Path]] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        markdown.write_text(render_markdown(run, run.rows), encoding="utf-8", errors="backslashreplace")
-        table.write_text(render_csv(run.rows), encoding="utf-8", errors="backslashreplace")
-        write_latency_vs_resolution(run.rows, latency_figure)
-        if any(row.joules_per_image is not None for row in run.rows):
-            write_energy_vs_resolution(run.rows, energy_figure)
-            files.append(("picture", energy_figure))
-        else:
-            # One of an earlier run of that name would be taken for this one's.
-            energy_figure.unlink(missing_ok=True)
+        for run, infix in zip(runs, _infixes(runs), strict=True):
+            files += _write_run(run, folder, infix)
+        _write(page, render_page(runs, paper_sections(runs[0]) if len(runs) == 1 else ()))
+        _write(summary, render_pull_request(runs))
     except OSError as error:
         raise SpecError(f"cannot write the report to {folder}: {error}") from error
+    return [*files, ("page", page), ("summary", summary)]
+
+
+def _write_run(run: Run, folder: Path, infix: str) -> list[tuple[str, Path]]:
+    """Write what is one run's own."""
+    markdown, table = folder / f"table{infix}.md", folder / f"table{infix}.csv"
+    _write(markdown, render_markdown(run, run.rows))
+    _write(table, render_csv(run.rows))
+    files = [("table", markdown), ("data", table)]
+    beside_paper, tables = folder / f"table1{infix}.md", tables_beside_paper(run)
+    if tables:
+        _write(beside_paper, table1_markdown(tables))
+        files.append(("beside the paper", beside_paper))
+    else:
+        beside_paper.unlink(missing_ok=True)
+    for name, kind in FIGURES.items():
+        picture = folder / f"{name}{infix}.png"
+        figure = kind.render(run)
+        if figure is None:
+            # One of an earlier run of that name would be taken for this one's.
+            picture.unlink(missing_ok=True)
+        else:
+            figure.savefig(picture, dpi=150)
+            files.append(("picture", picture))
     return files
+
+
+def _infixes(runs: Sequence[Run]) -> list[str]:
+    """What tells the files of several runs apart: their letters on the page, and their names."""
+    if len(runs) == 1:
+        return [""]
+    return [f".{run_letter(index)}.{file_name(run)}" for index, run in enumerate(runs)]
+
+
+def _write(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -90,7 +90,8 @@ def print_table(request: Table1Request, console: Console) -> int:
         return 0
     if measured is None:
         return INTERRUPTED
-    announce(write_report(load_run(measured)), progress)
+    found = load_run(measured)
+    announce(write_report([found], found.reports_path), progress)
     _print(request, str(measured), theirs, console)
     return 0
 

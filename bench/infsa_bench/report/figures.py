@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from infsa_bench.analyze.run import Run
 from infsa_bench.analyze.summary import SummaryRow
 from infsa_bench.quoting import one_line
 from infsa_bench.report.table import blocks
@@ -100,6 +101,53 @@ def write_latency_vs_resolution(rows: Sequence[SummaryRow], path: Path) -> None:
 def write_energy_vs_resolution(rows: Sequence[SummaryRow], path: Path) -> None:
     """Write :func:`render_energy_vs_resolution` as a PNG file."""
     render_energy_vs_resolution(rows).savefig(path, dpi=150)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FigureKind:
+    """A figure of a run. ``render`` returns None where the run has nothing to show in it, for the reason ``lacking``.
+
+    ``describe`` returns what a reader who cannot see it should know.
+    """
+
+    title: str
+    render: Callable[[Run], Figure | None]
+    describe: Callable[[Run], str]
+    lacking: str
+
+
+def _latency_figure(run: Run) -> Figure | None:
+    return render_latency_vs_resolution(run.rows) if run.rows else None
+
+
+def _energy_figure(run: Run) -> Figure | None:
+    has_energy = any(row.joules_per_image is not None for row in run.rows)
+    return render_energy_vs_resolution(run.rows) if has_energy else None
+
+
+def _lines(what: str) -> Callable[[Run], str]:
+    def describe(run: Run) -> str:
+        names = ", ".join(dict.fromkeys(row.case.mechanism for row in run.rows))
+        sides = [row.case.resolution for row in run.rows]
+        return one_line(f"{what} against image side, {min(sides)} to {max(sides)} pixels, one line each for {names}")
+
+    return describe
+
+
+FIGURES: Mapping[str, FigureKind] = {
+    "latency_vs_resolution": FigureKind(
+        title="Latency against resolution",
+        render=_latency_figure,
+        describe=_lines("Latency of one batch"),
+        lacking="no cell was recorded",
+    ),
+    "energy_vs_resolution": FigureKind(
+        title="Energy against resolution",
+        render=_energy_figure,
+        describe=_lines("Joules per image"),
+        lacking="no energy was measured",
+    ),
+}
 
 
 def style(mechanism: str) -> tuple[str, str]:

@@ -9,14 +9,14 @@ from infsa_bench.spec import resolve_mechanisms
 from infsa_models.registry import Mechanism
 
 
-def departures(names: Iterable[str]) -> list[str]:
-    """Return how the `reference` of each mechanism departs from the published code, a line each."""
-    return [f"{name}: {'; '.join(found.departures) or 'no departure'}" for name, found in _known(names).items()]
+def departures(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return of each mechanism how its `reference` departs from the published code."""
+    return [(name, "; ".join(found.departures) or "no departure") for name, found in _known(names).items()]
 
 
-def tools(names: Iterable[str]) -> list[str]:
-    """Return how the `fast` of each mechanism computes the same, a line each; nothing for one that has no `fast`."""
-    return [f"{name}: {'; '.join(found.tools)}" for name, found in _known(names).items() if found.tools]
+def tools(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return of each mechanism that has a `fast` how that computes the same."""
+    return [(name, "; ".join(found.tools)) for name, found in _known(names).items() if found.tools]
 
 
 def _known(names: Iterable[str]) -> dict[str, Mechanism]:

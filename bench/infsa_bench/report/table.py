@@ -72,13 +72,13 @@ def render_markdown(run: StoredRun, rows: Sequence[SummaryRow]) -> str:
     """Return the whole report of a run as Markdown: where it ran, a table a block, departures as footnotes."""
     lines = [f"# {escape_markdown(run.name)}", ""]
     lines += [f"- {escape_markdown(line)}" for line in describe_run(run, rows)]
-    columns = _columns(rows)
+    columns = shown_columns(rows)
     for title, block in blocks(rows):
         lines += ["", f"## {escape_markdown(title)}", ""]
         lines.append("| " + " | ".join(columns) + " |")
         lines.append("|" + "|".join("---:" if column in RIGHT_ALIGNED else "---" for column in columns) + "|")
         for row in block:
-            cells = dict(zip(COLUMNS, _cells(row), strict=True))
+            cells = row_cells(row)
             lines.append("| " + " | ".join(escape_markdown(cells[column]) for column in columns) + " |")
     for heading, remarks in (
         ("Cells without a number", _reasons(rows)),
@@ -92,11 +92,13 @@ def render_markdown(run: StoredRun, rows: Sequence[SummaryRow]) -> str:
     if any(row.case.implementation == "fast" for row in rows):
         footnotes.append(("How `fast` computes the same", tools(names)))
     for heading, notes in footnotes:
-        lines += ["", f"## {heading}", "", *(f"- {escape_markdown(note)}" for note in notes)]
+        lines += ["", f"## {heading}", ""]
+        lines += [f"- {escape_markdown(name)}: {escape_markdown(note)}" for name, note in notes]
     return "\n".join(lines) + "\n"
 
 
-def _columns(rows: Sequence[SummaryRow]) -> list[str]:
+def shown_columns(rows: Sequence[SummaryRow]) -> list[str]:
+    """Return the columns of a report of these rows: without the optional ones that no row has."""
     absent = {column for column, field in OPTIONAL_COLUMNS.items() if all(getattr(row, field) is None for row in rows)}
     return [column for column in COLUMNS if column not in absent]
 
@@ -132,7 +134,7 @@ def render_terminal(title: str, rows: Sequence[SummaryRow]) -> Table:
         justify: JustifyMethod = "right" if column in RIGHT_ALIGNED else "left"
         table.add_column(TERMINAL_COLUMNS[column], justify=justify, overflow="fold")
     for row in rows:
-        cells = dict(zip(COLUMNS, _cells(row), strict=True))
+        cells = row_cells(row)
         # Flags, reasons and uncertainties would not fit; they stand below the table and in the report.
         cells["status"] = row.status + ("*" if row.flags else "")
         cells["J/image"] = _energy(row, short=True)
@@ -155,9 +157,10 @@ def blocks(rows: Sequence[SummaryRow]) -> list[tuple[str, list[SummaryRow]]]:
     return list(grouped.items())
 
 
-def _cells(row: SummaryRow) -> list[str]:
+def row_cells(row: SummaryRow) -> dict[str, str]:
+    """Return what stands in each of the columns."""
     status = row.status if not row.flags else f"{row.status} ({', '.join(row.flags)})"
-    return [
+    cells = (
         row.case.mechanism,
         _implementation(row),
         str(row.case.resolution),
@@ -175,7 +178,8 @@ def _cells(row: SummaryRow) -> list[str]:
         "" if row.base_parameters is None else f"{row.base_parameters:,}",
         "" if row.parameters is None else f"{row.parameters:,}",
         status,
-    ]
+    )
+    return dict(zip(COLUMNS, cells, strict=True))
 
 
 def _implementation(row: SummaryRow, *, short: bool = False) -> str:

@@ -70,6 +70,13 @@ CLAIM_COLUMNS = ("claim", "model", "theirs", "ours", "verdict", "remark")
 EXPONENT_COLUMNS = ("mechanism", "model", "claimed", "exponent", "95 % interval", "verdict", "sizes and remarks")
 
 
+def block_title(table: Table1) -> str:
+    """Return which side stands beside which."""
+    ours = table.ours
+    words = "" if ours.is_paper else f", {ours.implementation}, {' and '.join(ours.precisions)}, {ours.execution}"
+    return f"{ours.title}{words}, beside {table.theirs.title}"
+
+
 def describe_sides(table: Table1) -> list[str]:
     """Return what a reader must know before the numbers: what is beside what, and how it is compared."""
     lines = [f"Ours: {describe_side(table.ours)}", f"Theirs: {describe_side(table.theirs)}"]
@@ -199,13 +206,11 @@ def describe_claims() -> list[str]:
     ]
 
 
-def footnotes(side: Side) -> list[tuple[str, list[str]]]:
-    """Return what must be known of the implementations of a side, under headings."""
+def footnotes(side: Side) -> tuple[str, list[tuple[str, str]]]:
+    """Return a heading, and what must be known of each mechanism's implementation on a side; nothing of the paper's."""
     if side.implementation == "reference":
-        return [("How `reference` departs from the published code", departures(MECHANISMS))]
-    if side.implementation == "fast":
-        return [("How `fast` computes the same", tools(MECHANISMS))]
-    return []
+        return "How `reference` departs from the published code", departures(MECHANISMS)
+    return "How `fast` computes the same", tools(MECHANISMS) if side.implementation == "fast" else []
 
 
 def missing(table: Table1) -> list[str]:

@@ -16,6 +16,7 @@ from infsa_bench.analyze.table1 import Row, Table1
 from infsa_bench.quoting import one_line
 from infsa_bench.report.grid import Grid, escape_markdown, grid_latex, grid_markdown, grid_terminal
 from infsa_bench.report.table1 import (
+    block_title,
     claim_lines,
     claims_grid,
     describe_claims,
@@ -27,13 +28,6 @@ from infsa_bench.report.table1 import (
 )
 
 WHOLE_NUMBERS = ("device_memory_bytes", "processes", "parameters", "max_resolution")
-
-
-def block_title(table: Table1) -> str:
-    """Return which side stands beside which."""
-    ours = table.ours
-    words = "" if ours.is_paper else f", {ours.implementation}, {' and '.join(ours.precisions)}, {ours.execution}"
-    return f"{ours.title}{words}, beside {table.theirs.title}"
 
 
 def table1_markdown(tables: Sequence[Table1]) -> str:
@@ -48,9 +42,13 @@ def table1_markdown(tables: Sequence[Table1]) -> str:
             lines += ["", f"### {grid.title}", "", *grid_markdown(grid)]
         lines.append("")
         lines += [f"- {escape_markdown(line)}" for line in describe_claims()]
-        for heading, notes in (("Cells without a number", missing(table)), *footnotes(table.ours)):
-            if notes:
-                lines += ["", f"### {heading}", "", *(f"- {escape_markdown(note)}" for note in notes)]
+        heading, notes = footnotes(table.ours)
+        for title, remarks in (
+            ("Cells without a number", missing(table)),
+            (heading, [f"{name}: {note}" for name, note in notes]),
+        ):
+            if remarks:
+                lines += ["", f"### {title}", "", *(f"- {escape_markdown(remark)}" for remark in remarks)]
         lines.append("")
     return "\n".join(lines)
 
