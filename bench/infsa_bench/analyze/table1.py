@@ -75,7 +75,7 @@ def table1(ours: Side, theirs: Side) -> Table1:
 
 
 def tables_beside_paper(run: Run) -> list[Table1]:
-    """Return a table for each side of a run that has any cell of it, against the paper; none for another kind of run."""
+    """Return a table for each side of a run that has any cell of it, against the paper; none for other runs."""
     try:
         sides = sides_of(run)
     except SpecError:
