@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from infsa_bench.analyze.run import Run
 from infsa_bench.quoting import one_line
-from infsa_bench.report.run_sections import run_sections
+from infsa_bench.report.run_sections import RESULTS, run_sections
 from infsa_bench.report.sections import Section
 from infsa_bench.report.side_by_side import comparison_sections, run_letter
 
@@ -27,11 +27,12 @@ DATA_URI = "data:"
 def render_page(runs: Sequence[Run], extra_sections: Sequence[Section] = ()) -> str:
     """Return the page of one run, or of several side by side; ratios are to the first one.
 
-    ``extra_sections`` follow the headline of one run, and the comparison of several. The same runs give the same page.
+    ``extra_sections`` follow the results of one run, and the comparison of several. The same runs give the same page.
     """
     if len(runs) == 1:
-        first, *others = run_sections(runs[0])
-        parts = [_part("", "", (first, *extra_sections, *others), prefix="s")]
+        own = run_sections(runs[0])
+        place = 1 + [section.title for section in own].index(RESULTS)
+        parts = [_part("", "", (*own[:place], *extra_sections, *own[place:]), prefix="s")]
         title = runs[0].name
     else:
         parts = [_part("", "", (*comparison_sections(runs), *extra_sections), prefix="s")]

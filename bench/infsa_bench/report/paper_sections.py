@@ -10,7 +10,6 @@ from infsa_bench.analyze.table1 import Table1, tables_beside_paper
 from infsa_bench.report.grid import Grid
 from infsa_bench.report.sections import Cell, Column, Row, Section, Table
 from infsa_bench.report.table1 import (
-    block_title,
     claims_grid,
     describe_claims,
     describe_sides,
@@ -19,6 +18,7 @@ from infsa_bench.report.table1 import (
     missing,
 )
 
+NOT_TESTABLE = "not testable"
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "M": 1e6}
 DETAILS = ("type", "parameters", "images/s", "J ratio", "kernels", "status")
 """How the heads of columns begin that are shown on request only."""
@@ -30,13 +30,15 @@ def paper_sections(run: Run) -> list[Section]:
 
 
 def _section(table: Table1) -> Section:
-    found = [grid for grid in grids(table) if not _is_empty(grid)]
-    exponents = exponents_grid(table, is_short=True)
-    shown = [claims_grid(table), *([exponents] if exponents.rows else []), *found]
+    claims, exponents = claims_grid(table), exponents_grid(table, is_short=True)
+    is_tested = any(claim.verdict != NOT_TESTABLE for claim in table.claims)
+    shown = [_table(claims, is_folded=not is_tested)]
+    shown += [_table(exponents, is_folded=not is_tested)] if exponents.rows else []
+    ours = table.ours
     return Section(
-        title=f"Beside the paper: {block_title(table)}",
+        title=f"Beside the paper: {ours.implementation}, {' and '.join(ours.precisions)}, {ours.execution}",
         paragraphs=tuple(describe_sides(table)),
-        tables=tuple(_table(grid) for grid in shown),
+        tables=(*shown, *(_table(grid) for grid in grids(table) if not _is_empty(grid))),
         remarks=(*describe_claims(), *missing(table)),
     )
 
@@ -47,13 +49,13 @@ def _is_empty(grid: Grid) -> bool:
     return all(row[status] == ABSENT for row in grid.rows)
 
 
-def _table(grid: Grid) -> Table:
+def _table(grid: Grid, *, is_folded: bool = False) -> Table:
     columns = tuple(
         Column(title=title, is_number=title not in grid.left, is_detail=title.startswith(DETAILS))
         for title in grid.columns
     )
     rows = tuple(Row(cells=tuple(Cell(text=text, value=sort_value(text)) for text in row)) for row in grid.rows)
-    return Table(caption=grid.title, columns=columns, rows=rows)
+    return Table(caption=grid.title, columns=columns, rows=rows, is_folded=is_folded)
 
 
 def sort_value(text: str) -> float | None:

@@ -47,6 +47,12 @@ VALUES = {
 DETAILS = frozenset({"tokens", "processes", "FLOP/s", "roofline", "W", "parameters at 224", "parameters"})
 FILTERS = ("mechanism", "implementation", "config", "phase", "status")
 
+SPELLINGS = {
+    word.lower(): word for word in ("CPU", "CUDA", "cuDNN", "ECC", "MIG", "NVML", "PCI", "SM", "TF32", "UUID", "VBIOS")
+}
+"""Words of the names of facts that are not written in small letters."""
+
+RESULTS = "Results"
 EXPLANATIONS = ("Latency", "images/s", "95 %", "GPU time", "launch_bound", "FLOP/s", "roofline")
 """How the lines begin that say what a column means, not what was done."""
 
@@ -61,7 +67,7 @@ def run_sections(run: Run) -> list[Section]:
         Section(title="What was run where", facts=tuple(fact for fact in described if fact not in explained)),
         Section(title="Figures", pictures=tuple(run_pictures(run))),
         Section(
-            title="Results",
+            title=RESULTS,
             filters=FILTERS,
             tables=tuple(result_table(title, block, rows) for title, block in blocks(rows)),
         ),
@@ -163,10 +169,12 @@ def _departures(rows: Sequence[SummaryRow]) -> list[Section]:
     departing, computing = departures(names), tools(names)
     sections = []
     if departing:
-        title = "How reference departs from the published code"
-        sections.append(Section(title=title, facts=tuple(departing), is_folded=True))
+        title = "Departures of reference"
+        what = "How reference departs from the published code:"
+        sections.append(Section(title=title, paragraphs=(what,), facts=tuple(departing), is_folded=True))
     if computing and any(row.case.implementation == "fast" for row in rows):
-        sections.append(Section(title="How fast computes the same", facts=tuple(computing), is_folded=True))
+        what = "How fast computes the same function as reference:"
+        sections.append(Section(title="Tools of fast", paragraphs=(what,), facts=tuple(computing), is_folded=True))
     return sections
 
 
@@ -193,7 +201,8 @@ def environment_facts(environment: Environment) -> dict[str, str]:
 
 def _words(name: str) -> str:
     """The name of a field as it is read, without the unit that is printed with its value."""
-    return re.sub("_(bytes|watts|mhz)$", "", name).replace("_", " ")
+    words = re.sub("_(bytes|watts|mhz)$", "", name).split("_")
+    return " ".join(SPELLINGS.get(word, word) for word in words)
 
 
 def _shown(name: str, value: object) -> str:

@@ -81,7 +81,10 @@ def _against_first(first: Run, run: Run, letter: str) -> Finding:
 def _only_here(ours: Mapping[str, SummaryRow], theirs: Mapping[str, SummaryRow], letter: str, other: str) -> str:
     has_number = {cell for cell, row in ours.items() if row.latency_seconds is not None}
     found = [cell for cell in has_number if cell not in theirs or theirs[cell].latency_seconds is None]
-    return f"{len(found)} cells have a number in {letter} only, not in {other}." if found else ""
+    if not found:
+        return ""
+    cells = "1 cell has" if len(found) == 1 else f"{len(found)} cells have"
+    return f"{cells} a number in {letter} only, not in {other}."
 
 
 def _what_and_where(runs: Sequence[Run]) -> Section:
