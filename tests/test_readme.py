@@ -82,17 +82,30 @@ def test_the_other_commands_of_the_readme_run(
     line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On the committed run in place of the user's own; what would probe does so with the worker that runs nothing."""
-    for command in ("maxres", "peaks"):
+    for command in ("maxres", "peaks", "sweep"):
         monkeypatch.setattr(f"infsa_bench.commands.{command}.Launcher", fake_launcher)
     (run,) = re.findall(r"<!-- run: (results/\S+) -->", README)
     for name in ("mine", "yours"):
         shutil.copytree(ROOT / run, tmp_path / "results" / name)
+    if "--measure" in line:
+        # Into a folder of its own: those two hold runs already.
+        line = line.replace("results/mine", "results/table1")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", shlex.split(line))
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 0
     assert capsys.readouterr().out
+
+
+def test_the_notebook_example_runs(tmp_path: Path) -> None:
+    (source,) = (block for block in code_blocks("python") if "load_run" in block)
+    (run,) = re.findall(r"<!-- run: (results/\S+) -->", README)
+    shutil.copytree(ROOT / run, tmp_path / "results" / "mine")
+    code = source + "\nfigure.savefig('figure.png')"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert "infsa-linear" in done.stdout
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
 def test_the_timm_example_runs() -> None:

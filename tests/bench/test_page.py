@@ -371,12 +371,13 @@ def test_the_same_runs_give_the_same_page(pages: dict[str, Path]) -> None:
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_other_sections_follow_the_headline() -> None:
+def test_other_sections_follow_the_results() -> None:
     extra = Section(
         title="Beside the paper", paragraphs=(HOSTILE,), tables=(text_table("Table 1", ("a", "b"), [("1", "2")]),)
     )
     page = render_page([ORDINARY], [extra])
-    positions = [page.index(f">{title}</h2>") for title in ("Headline", "Beside the paper", "What was run where")]
+    titles = ("Headline", "Results", "Beside the paper", "How to read the numbers")
+    positions = [page.index(f">{title}</h2>") for title in titles]
     assert positions == sorted(positions)
     assert HOSTILE not in page
     assert "Table 1" in page
