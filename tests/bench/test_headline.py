@@ -122,6 +122,12 @@ def test_where_there_is_nothing_to_compare_it_says_so() -> None:
     )
 
 
+def test_a_failure_below_a_size_that_went_well_is_named_alone() -> None:
+    crash = make_record(make_failure("crash", "died"), implementation="fast", resolution=224)
+    found = finding(crash, measured("softmax", times(1 / 8)), measured("infsa-linear", times(1 / 8)))
+    assert found.sentences[-1] == "Without a number: crash: softmax at 224."
+
+
 def test_options_are_named_and_those_without_go_first() -> None:
     records = [
         measured("softmax", times(1 / 4), options=(("backend", "math"),)),

@@ -94,10 +94,10 @@ def test_no_markup_of_a_results_file_takes_effect() -> None:
 
 def test_nobody_is_mentioned_and_nothing_is_linked() -> None:
     environment = dataclasses.replace(
-        ENVIRONMENT, device_name="@torvalds fixes #12, see https://a.example &lt; ~x~ $y$"
+        ENVIRONMENT, device_name="@somebody fixes #12, see https://a.example &lt; ~x~ $y$"
     )
     text = render_pull_request([run_of([make_record()], environment=environment)])
-    assert "@<!-- -->torvalds fixes #<!-- -->12, see https<!-- -->://a.example &amp;lt; \\~x\\~ \\$y\\$" in text
+    assert "@<!-- -->somebody fixes #<!-- -->12, see https<!-- -->://a.example &amp;lt; \\~x\\~ \\$y\\$" in text
 
 
 def test_the_report_fits_into_a_comment_whatever_the_runs_hold() -> None:

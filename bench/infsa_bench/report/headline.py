@@ -266,16 +266,23 @@ def _largest(rows: Sequence[SummaryRow]) -> str:
 
 
 def _without_number(rows: Sequence[SummaryRow]) -> str:
-    smallest: dict[tuple[str, str], int] = {}
+    """Why cells have no number, and which: from a side on where none of the larger ones has one either."""
+    largest: dict[str, int] = {}
+    sides: dict[str, dict[str, list[int]]] = {}
     for row in rows:
-        if row.status in ("ok", "skipped"):
-            continue
-        key = ("out of memory" if row.status in MEMORY_KINDS else row.status, row.case.mechanism)
-        smallest[key] = min(row.case.resolution, smallest.get(key, row.case.resolution))
+        case = row.case
+        if row.latency_seconds is not None:
+            largest[case.mechanism] = max(case.resolution, largest.get(case.mechanism, 0))
+        elif row.status != "skipped":
+            status = "out of memory" if row.status in MEMORY_KINDS else row.status
+            sides.setdefault(status, {}).setdefault(case.mechanism, []).append(case.resolution)
     parts = []
-    for status in dict.fromkeys(status for status, _ in smallest):
-        named = [f"{name} from {side} on" for (kind, name), side in smallest.items() if kind == status]
-        parts.append(f"{status}: {', '.join(named)}")
+    for status, named in sides.items():
+        where = []
+        for mechanism, found in named.items():
+            is_end = min(found) > largest.get(mechanism, 0)
+            where.append(f"{mechanism} " + (f"from {min(found)} on" if is_end else f"at {', '.join(map(str, found))}"))
+        parts.append(f"{status}: {', '.join(where)}")
     skipped = sum(row.status == "skipped" for row in rows)
     if skipped:
         parts.append(f"{skipped} of {len(rows)} cells skipped")

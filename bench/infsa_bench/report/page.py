@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
@@ -21,7 +22,7 @@ from infsa_bench.report.side_by_side import comparison_sections, run_letter
 LONGEST_TEXT = 2000
 """A name may be of any length in a results file; a page shows the beginning of it."""
 
-DATA_URI = "data:"
+EMBEDDED = re.compile(r"data:[a-z0-9/+;=-]+;base64,[A-Za-z0-9+/=]*")
 
 
 def render_page(runs: Sequence[Run], extra_sections: Sequence[Section] = ()) -> str:
@@ -85,12 +86,19 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
+    environment.filters["embedded"] = _embedded
     return environment.from_string(_asset("page.html.jinja"))
 
 
 def _shown(value: Any) -> Any:
-    """Text as it may be shown: on one line, of bounded length. Addresses of embedded files are ours, and whole."""
-    if isinstance(value, Markup) or not isinstance(value, str) or value.startswith(DATA_URI):
+    """Text as it may be shown: on one line, of bounded length."""
+    if isinstance(value, Markup) or not isinstance(value, str):
         return value
     text = one_line(value)
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}..."
+
+
+def _embedded(source: str) -> Markup:
+    """The address of a file that lies in the page, whole; nothing else is an address there."""
+    assert EMBEDDED.fullmatch(source)
+    return Markup(source)
