@@ -614,7 +614,7 @@ def test_a_report_that_cannot_be_written_loses_no_record(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("infsa_bench.commands.report.write_latency_vs_resolution", full)
+    monkeypatch.setattr("infsa_bench.commands.report.write_figures", full)
     result = run_fake("sweep", "--res", "32", "--device", "cpu", "--out", "results/x")
     assert (result.code, result.err.count("\n")) == (5, 1)
     assert "all cells are recorded in results/x, but cannot write the report" in result.err

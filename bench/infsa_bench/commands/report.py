@@ -11,7 +11,7 @@ from infsa_bench.analyze.max_resolution import summarize_search
 from infsa_bench.analyze.run import Run, load_run
 from infsa_bench.errors import SpecError
 from infsa_bench.report.describe import describe_run, energy_remarks, flag_remarks
-from infsa_bench.report.figures import write_energy_vs_resolution, write_latency_vs_resolution
+from infsa_bench.report.figures import write_figures
 from infsa_bench.report.max_resolution import (
     describe_search,
     render_search_csv,
@@ -90,22 +90,15 @@ def write_report(run: Run) -> list[tuple[str, Path]]:
 
     Raises:
         SpecError: the folder cannot be written.
+        SchemaError: a power trace cannot be read.
     """
     folder = run.reports_path
     markdown, table = folder / "table.md", folder / "table.csv"
-    latency_figure, energy_figure = folder / "latency_vs_resolution.png", folder / "energy_vs_resolution.png"
-    files = [("table", markdown), ("data", table), ("picture", latency_figure)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         markdown.write_text(render_markdown(run, run.rows), encoding="utf-8", errors="backslashreplace")
         table.write_text(render_csv(run.rows), encoding="utf-8", errors="backslashreplace")
-        write_latency_vs_resolution(run.rows, latency_figure)
-        if any(row.joules_per_image is not None for row in run.rows):
-            write_energy_vs_resolution(run.rows, energy_figure)
-            files.append(("picture", energy_figure))
-        else:
-            # One of an earlier run of that name would be taken for this one's.
-            energy_figure.unlink(missing_ok=True)
+        figures = write_figures(run, folder)
     except OSError as error:
         raise SpecError(f"cannot write the report to {folder}: {error}") from error
-    return files
+    return [("table", markdown), ("data", table), *(("picture", file) for file in figures)]

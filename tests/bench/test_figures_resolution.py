@@ -1,29 +1,18 @@
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection, PathCollection
+from drawn import Render, curves, hollow, intervals, legend_of, letters, notes, overlapping, run_of, tick_labels
+from drawn import draw as draw_run
 from matplotlib.figure import Figure
 from sample_records import make_energy, make_failure, make_measurement, make_no_energy, make_record
 
-from infsa_bench.analyze.summary import SummaryRow, summarize
 from infsa_bench.record import FailureKind, Record
-from infsa_bench.report.figures import (
-    COLOURS,
-    FAILURE_LETTERS,
-    MARKERS,
-    OTHER_COLOURS,
-    STYLES,
-    render_energy_vs_resolution,
-    render_latency_vs_resolution,
-    style,
-    write_energy_vs_resolution,
-    write_latency_vs_resolution,
-)
+from infsa_bench.report.figures import render_energy_vs_resolution, render_latency_vs_resolution
+from infsa_bench.report.figures.curves import thinned
+from infsa_bench.report.figures.resolution import describe_energy_vs_resolution, describe_latency_vs_resolution
+from infsa_bench.report.figures.styles import FAILURE_LETTERS, OTHER_COLOURS, style
 from infsa_models.registry import MECHANISMS
 
 FIXED = [
@@ -37,72 +26,30 @@ FIXED = [
 ]
 
 
-Render = Callable[[Sequence[SummaryRow]], Figure]
-
-
 def draw(records: Sequence[Record], render: Render = render_latency_vs_resolution) -> Figure:
-    """Draw to the last pixel; a warning is an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure = render(summarize(records))
-        figure.canvas.draw()
-    return figure
-
-
-def bars(axes: Axes) -> list[tuple[float, float, float]]:
-    """The bars of intervals: resolution, lower end, upper end."""
-    ends = [
-        segment
-        for collection in axes.collections
-        if isinstance(collection, LineCollection)
-        for segment in collection.get_segments()
-    ]
-    return sorted((float(low[0]), float(low[1]), float(high[1])) for low, high in ends if low[0] == high[0])
-
-
-def hollow(axes: Axes) -> list[tuple[float, float]]:
-    """The points that are drawn hollow."""
-    collections = [item for item in axes.collections if isinstance(item, PathCollection)]
-    assert all((item.get_facecolor() == 1).all() for item in collections)
-    return sorted((float(x), float(y)) for item in collections for x, y in item.get_offsets())
-
-
-def legend_of(axes: Axes) -> list[str]:
-    legend = axes.get_legend()
-    assert legend is not None
-    return [text.get_text() for text in legend.get_texts()]
-
-
-def letters(axes: Axes) -> list[tuple[str, float, str]]:
-    """The marks of failures: letter, resolution, colour."""
-    return [
-        (text.get_text(), text.get_position()[0], str(text.get_color()))
-        for text in axes.texts
-        if len(text.get_text()) == 1
-    ]
+    return draw_run(render, run_of(records))
 
 
 def test_one_line_a_mechanism() -> None:
     (axes,) = draw(FIXED).axes
-    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
+    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in curves(axes)}
     assert lines == {
         "softmax": ([224, 512], [0.010, 0.080]),
         "infsa-linear": ([224, 512, 1024], [0.009, 0.030, 0.120]),
     }
-    assert {line.get_label(): line.get_color() for line in axes.lines} == {
+    assert {line.get_label(): line.get_color() for line in curves(axes)} == {
         "softmax": style("softmax")[0],
         "infsa-linear": style("infsa-linear")[0],
     }
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["224", "512", "1024", "2048"]
+    assert tick_labels(axes.xaxis) == ["224", "512", "1024", "2048"]
     assert axes.get_title(loc="left") == "4L-64H, infer, fp32, eager, batch 1"
 
 
 def test_failures_stand_as_letters_at_their_resolution() -> None:
     (axes,) = draw(FIXED).axes
     assert letters(axes) == [("O", 1024, style("softmax")[0]), ("S", 2048, style("infsa-linear")[0])]
-    notes = [text.get_text() for text in axes.texts if len(text.get_text()) > 1]
-    assert notes == ["no number: O = out of memory, S = skipped"]
+    assert notes(axes) == ["no number: O = out of memory, S = skipped"]
 
 
 def test_marks_stand_above_every_point() -> None:
@@ -144,14 +91,13 @@ def test_every_kind_of_failure_has_a_letter(kind: FailureKind) -> None:
 @pytest.mark.parametrize(
     "records",
     [
-        [],
         [make_record()],
         [make_record(make_failure())],
         [make_record(make_failure(), mechanism=name, resolution=side) for name in MECHANISMS for side in (224, 9216)],
         [make_record(), make_record(make_failure(), mechanism="soft")],
         [make_record(make_measurement([1e-6])), make_record(make_measurement([1e6]), resolution=9216)],
     ],
-    ids=["nothing", "one point", "one failure", "all failed", "a point and a failure", "extremes"],
+    ids=["one point", "one failure", "all failed", "a point and a failure", "extremes"],
 )
 def test_small_and_failed_runs_render(records: Sequence[Record]) -> None:
     draw(records)
@@ -168,24 +114,18 @@ def test_one_panel_a_block() -> None:
 def test_a_mechanism_looks_the_same_in_every_figure() -> None:
     for order in (FIXED, FIXED[::-1], FIXED[3:]):
         (axes,) = draw(order).axes
-        line = next(line for line in axes.lines if line.get_label() == "infsa-linear")
+        line = next(line for line in curves(axes) if line.get_label() == "infsa-linear")
         assert (line.get_color(), line.get_marker()) == style("infsa-linear")
 
 
 def test_implementations_differ_by_line_only() -> None:
     (axes,) = draw([make_record(), make_record(implementation="fast"), make_record(implementation="other")]).axes
-    assert {line.get_label(): line.get_linestyle() for line in axes.lines} == {
+    assert {line.get_label(): line.get_linestyle() for line in curves(axes)} == {
         "softmax (reference)": "-",
         "softmax (fast)": "--",
         "softmax (other)": ":",
     }
-    assert len({line.get_color() for line in axes.lines}) == 1
-
-
-def test_each_of_the_nine_has_a_colour_and_a_marker_of_its_own() -> None:
-    assert list(STYLES) == list(MECHANISMS)
-    assert len(set(COLOURS)) == len(set(MARKERS)) == len(MECHANISMS)
-    assert not set(OTHER_COLOURS) & set(COLOURS)
+    assert len({line.get_color() for line in curves(axes)}) == 1
 
 
 @pytest.mark.parametrize(
@@ -194,24 +134,11 @@ def test_each_of_the_nine_has_a_colour_and_a_marker_of_its_own() -> None:
 def test_any_other_name_gets_a_style_and_stands_in_the_legend_as_it_is(name: str) -> None:
     assert style(name) == style(name)
     assert style(name)[0] in OTHER_COLOURS
-    (axes,) = draw([make_record(mechanism=name), make_record(make_failure(), mechanism=name, resolution=512)]).axes
-    legend = axes.get_legend()
-    assert legend is not None
+    figure = draw([make_record(mechanism=name), make_record(make_failure(), mechanism=name, resolution=512)])
+    (legend,) = figure.legends
     (entry,) = legend.get_texts()
     assert entry.get_text().replace("\\$", "$") == name
     assert "$" not in name or "\\$" in entry.get_text() or not entry.get_parse_math()
-
-
-def test_the_picture_is_a_png_file(tmp_path: Path) -> None:
-    file = tmp_path / "figure.png"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        write_latency_vs_resolution(summarize(FIXED), file)
-    content = file.read_bytes()
-    assert content.startswith(b"\x89PNG\r\n\x1a\n")
-    width, height = (int.from_bytes(content[start : start + 4]) for start in (16, 20))
-    assert (width, height) == (1125, 780)
-    assert len(content) > 10_000
 
 
 def test_intervals_are_bars() -> None:
@@ -221,12 +148,12 @@ def test_intervals_are_bars() -> None:
     ]
     records += [make_record(make_measurement([0.2 * 1.01**i]), resolution=1024, replicate=i) for i in range(3)]
     (axes,) = draw(records).axes
-    rows = summarize(records)
-    assert bars(axes) == [
+    rows = run_of(records).rows
+    assert intervals(axes) == [
         (row.case.resolution, pytest.approx(row.latency_low_seconds), pytest.approx(row.latency_high_seconds))
         for row in (rows[0], rows[2])
     ]
-    assert len(axes.lines) == 1
+    assert len(curves(axes)) == 1
 
 
 def test_launch_bound_points_are_hollow() -> None:
@@ -236,12 +163,14 @@ def test_launch_bound_points_are_hollow() -> None:
         make_record(make_measurement([0.04], launch_bound=None), resolution=1024),
         make_record(make_measurement([0.03], launch_bound=True), mechanism="agent", resolution=512),
     ]
-    (axes,) = draw(records).axes
+    figure = draw(records)
+    (axes,) = figure.axes
     assert hollow(axes) == [(224, 0.01), (512, 0.03)]
-    assert legend_of(axes) == ["softmax", "agent", "hollow: launch-bound"]
-    (axes,) = draw(records[1:3]).axes
+    assert legend_of(figure) == ["softmax", "agent", "hollow: launch-bound"]
+    figure = draw(records[1:3])
+    (axes,) = figure.axes
     assert hollow(axes) == []
-    assert legend_of(axes) == ["softmax"]
+    assert legend_of(figure) == ["softmax"]
 
 
 ENERGY = [
@@ -253,17 +182,17 @@ ENERGY = [
 
 
 def test_energy_over_resolution() -> None:
-    (axes,) = draw(ENERGY, render_energy_vs_resolution).axes
-    (line,) = axes.lines
+    figure = draw(ENERGY, render_energy_vs_resolution)
+    (axes,) = figure.axes
+    (line,) = curves(axes)
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([224, 512], [3.0, 6.0])
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert axes.get_ylabel() == "energy (joules per image, mean)"
-    assert bars(axes) == [(224, pytest.approx(2.97), pytest.approx(3.03))]
+    assert intervals(axes) == [(224, pytest.approx(2.97), pytest.approx(3.03))]
     assert hollow(axes) == [(512, 6.0)]
-    assert legend_of(axes) == ["softmax", "hollow: low confidence"]
+    assert legend_of(figure) == ["softmax", "hollow: low confidence"]
     assert [(letter, side) for letter, side, _ in letters(axes)] == [("N", 1024), ("T", 2048)]
-    notes = [text.get_text() for text in axes.texts if len(text.get_text()) > 1]
-    assert notes == ["no number: N = energy not measured, T = timeout"]
+    assert notes(axes) == ["no number: N = energy not measured, T = timeout"]
 
 
 def test_energy_has_panels_for_blocks_that_have_energy() -> None:
@@ -274,16 +203,78 @@ def test_energy_has_panels_for_blocks_that_have_energy() -> None:
 
 def test_an_interval_of_energy_that_reaches_zero_can_be_drawn() -> None:
     wild = make_energy([100.0, 1100.0])
-    (row,) = summarize([make_record(make_measurement(energy=wild))])
+    (row,) = run_of([make_record(make_measurement(energy=wild))]).rows
     assert row.joules_per_image_low is not None
     assert row.joules_per_image_low < 0
     (axes,) = draw([make_record(make_measurement(energy=wild)), *ENERGY[1:]], render_energy_vs_resolution).axes
-    ((side, low, high),) = bars(axes)
+    ((side, low, high),) = intervals(axes)
     assert (side, high) == (224, pytest.approx(row.joules_per_image_high))
     assert 0 < low < 0.1 * 3.0
 
 
-def test_the_picture_of_energy_is_a_png_file(tmp_path: Path) -> None:
-    file = tmp_path / "figure.png"
-    write_energy_vs_resolution(summarize(ENERGY), file)
-    assert file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+def test_nothing_to_show_is_no_figure() -> None:
+    assert render_latency_vs_resolution(run_of([])) is None
+    assert render_energy_vs_resolution(run_of([])) is None
+    assert render_energy_vs_resolution(run_of([make_record(make_measurement(energy=make_no_energy()))])) is None
+    assert describe_energy_vs_resolution(run_of([])).endswith("No cell has a number.")
+
+
+def test_blocks_share_one_legend_in_the_order_of_the_registry() -> None:
+    records = [make_record(mechanism="agent", phase="train"), make_record(mechanism="softmax"), *FIXED[3:5]]
+    assert legend_of(draw(records)) == ["softmax", "agent", "infsa-linear"]
+
+
+def test_marks_take_no_more_than_half_of_a_panel_and_have_no_numbers_beside_them() -> None:
+    records = [make_record(make_failure(), mechanism=f"other-{index}", resolution=1024) for index in range(39)]
+    (axes,) = draw([*records, *FIXED[:2]]).axes
+    places = [text.get_window_extent() for text in axes.texts if len(text.get_text()) == 1]
+    panel = axes.get_window_extent()
+    assert min(place.y0 for place in places) > panel.y0 + 0.48 * panel.height
+    tops = [axes.transData.transform((224, tick))[1] for tick in axes.get_yticks()]
+    assert max(tops) < min(place.y0 for place in places)
+
+
+def test_texts_of_a_large_run_do_not_meet() -> None:
+    sides = (224, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 9216)
+    records = [
+        make_record(
+            make_failure(KINDS[index % len(KINDS)])
+            if index > 9
+            else make_measurement([0.01 * (index + 1)], energy=make_energy()),
+            mechanism=mechanism,
+            implementation=implementation,
+            config=config,
+            phase=phase,
+            resolution=side,
+        )
+        for mechanism in ("softmax", "infsa-linear")
+        for implementation in ("reference", "fast")
+        for config in ("4L-64H", "24L-16H")
+        for phase in ("infer", "train")
+        for index, side in enumerate(sides)
+    ]
+    for render in (render_latency_vs_resolution, render_energy_vs_resolution):
+        figure = draw(records, render)
+        assert len(figure.axes) == 4
+        assert overlapping(figure) == []
+        widths = {round(axes.get_window_extent().width) for axes in figure.axes}
+        assert max(widths) - min(widths) < 12
+
+
+def test_labels_that_would_meet_are_left_out() -> None:
+    assert thinned([1024, 224, 1008, 2048, 2050]) == [224, 1008, 2048]
+
+
+def test_descriptions_have_the_numbers() -> None:
+    assert describe_latency_vs_resolution(run_of(FIXED)) == (
+        "Latency of one batch against image side: 1 panel, lines of 2 mechanisms. 4L-64H, infer, fp32, eager, batch 1, "
+        "at 512 x 512 pixels from 30.0 ms (infsa-linear) to 80.0 ms (softmax)."
+    )
+    assert describe_energy_vs_resolution(run_of(ENERGY)) == (
+        "Energy of an image against image side: 1 panel, lines of 1 mechanism. 4L-64H, infer, fp32, eager, batch 1, "
+        "at 512 x 512 pixels softmax: 6.00 J an image."
+    )
+    both = [make_record(make_measurement([0.5]), implementation="fast"), *FIXED[:1]]
+    assert "from 10.0 ms (softmax (reference)) to 500 ms (softmax (fast))" in describe_latency_vs_resolution(
+        run_of(both)
+    )
