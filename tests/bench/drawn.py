@@ -11,6 +11,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch
+from matplotlib.text import Text
 from sample_records import make_run
 
 from infsa_bench.analyze.run import Run, summarized
@@ -115,7 +116,12 @@ def overlapping(figure: Figure) -> list[tuple[str, str]]:
     ]
 
 
-def _texts(axes: Axes) -> list[object]:
+def _texts(axes: Axes) -> list[Text]:
+    """The texts of a panel but for tick labels that are turned or outside the view, which are not drawn."""
     titles = [axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]  # type: ignore[attr-defined]
-    ticks = [*axes.get_xticklabels(), *axes.get_yticklabels()]
-    return [*titles, *axes.texts, *(tick for tick in ticks if not tick.get_rotation())]
+    ticks = []
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = sorted(axis.get_view_interval())
+        places = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+        ticks += [label for place, label in places if low <= place <= high and not label.get_rotation()]
+    return [*titles, *axes.texts, *ticks]

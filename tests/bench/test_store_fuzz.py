@@ -516,8 +516,8 @@ def test_hostile_names_of_mechanisms_end_as_text(tmp_path: Path, watch: Watch, m
     output = io.StringIO()
     with watch.on(run_path, reports, *INSTALLED), monkeypatch.context() as patch:
         # Figures of 12 blocks would take their time: they are made, but not drawn.
-        patch.setattr("matplotlib.figure.Figure.draw_without_rendering", lambda figure: None)
-        patch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **settings: None)
+        for canvas in ("agg.FigureCanvasAgg.print_png", "svg.FigureCanvasSVG.print_svg"):
+            patch.setattr(f"matplotlib.backends.backend_{canvas}", lambda canvas, file, **settings: None)
         markdown, table, *_ = report_run(run_path, Console(file=output, width=80, color_system=None))
     # The names of what is installed are listed, whatever the mechanism is called.
     own = ("os.mkdir", f"os.remove ('{reports}/run/")

@@ -73,3 +73,5 @@ def _write(axes: Axes, end: float, row: int, text: str, **changes: Any) -> None:
         text, (end, row), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center", bbox=plate, **changes
     )
     note.set_parse_math(False)
+    # It is inside, whatever the arrangement of panels.
+    note.set_in_layout(False)

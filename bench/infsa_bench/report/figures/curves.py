@@ -20,6 +20,7 @@ from infsa_bench.report.figures.styles import (
     draw_ticks,
     draw_title,
     new_figure,
+    number_axis,
     style,
 )
 
@@ -41,7 +42,7 @@ class Quantity:
     """
 
     size_label: str
-    size: Callable[[SummaryRow], int]
+    size: Callable[[SummaryRow], float]
     label: str
     value: Callable[[SummaryRow], float | None]
     lacking: Callable[[SummaryRow], tuple[str, str]]
@@ -103,9 +104,7 @@ def _draw_panel(
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     sizes = thinned({quantity.size(row) for row in rows})
-    draw_ticks(
-        axes.xaxis, sizes, [f"{size:,}" if size > 99_999 else str(size) for size in sizes], rotation=60, fontsize=8
-    )
+    draw_ticks(axes.xaxis, sizes, [_size_label(size) for size in sizes], rotation=60, fontsize=8)
     axes.set_xlim(sizes[0] / SIDE_MARGIN, sizes[-1] * SIDE_MARGIN)
     axes.set_xlabel(quantity.size_label)
     axes.set_ylabel(quantity.label)
@@ -114,14 +113,22 @@ def _draw_panel(
         decorate(axes, rows)
     lacking = {series: [row for row in items if value_of(quantity, row) is None] for series, items in grouped.items()}
     lacking = {series: items for series, items in lacking.items() if items}
+    number_axis(axes.yaxis)
     any_measured = any(value_of(quantity, row) is not None for row in rows)
     draw_title(axes, title, _draw_lacking(axes, lacking, quantity, any_measured=any_measured))
     return lines
 
 
-def thinned(sizes: Iterable[int]) -> list[int]:
+def _size_label(size: float) -> str:
+    """A size as it stands below a panel: short, since there are many of them."""
+    if size >= 10**7:
+        return f"{size:.1e}"
+    return f"{size:,.0f}" if size >= 10**5 else f"{size:.0f}"
+
+
+def thinned(sizes: Iterable[float]) -> list[float]:
     """Return sizes in their order without those so near to the one before that their labels would meet."""
-    kept: list[int] = []
+    kept: list[float] = []
     for size in sorted(sizes):
         if not kept or size >= LEAST_TICK_RATIO * kept[-1]:
             kept.append(size)

@@ -115,7 +115,7 @@ def _draw_panel(axes: Axes, title: str, block: Sequence[SummaryRow]) -> dict[str
             cells.setdefault((colour, hatch), []).append((resolutions.index(row.case.resolution), line))
             size = 8 if row.status != "ok" else 6.5
             plate = {"boxstyle": "round,pad=0.15", "facecolor": colour, "edgecolor": "none"} if hatch else None
-            axes.text(
+            name = axes.text(
                 resolutions.index(row.case.resolution),
                 line,
                 text,
@@ -126,6 +126,8 @@ def _draw_panel(axes: Axes, title: str, block: Sequence[SummaryRow]) -> dict[str
                 va="center",
                 bbox=plate,
             )
+            # It is inside, whatever the arrangement of panels.
+            name.set_in_layout(False)
     for (colour, hatch), places in cells.items():
         _draw_cells(axes, places, colour, hatch)
     axes.set_xlim(-0.5, len(resolutions) - 0.5)

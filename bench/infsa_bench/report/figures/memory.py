@@ -30,7 +30,7 @@ SAME = 1.12
 
 MEMORY = Quantity(
     size_label="tokens (class token included)",
-    size=lambda row: row.case.tokens,
+    size=lambda row: float(row.case.tokens),
     label="peak memory (GiB)",
     value=lambda row: None if row.peak_memory_bytes is None else row.peak_memory_bytes / GIB,
     lacking=lambda row: ("N", "memory not measured") if row.status == "ok" else failure_of(row),

@@ -16,7 +16,7 @@ SIZE_LABEL = "image side (pixels)"
 
 LATENCY = Quantity(
     size_label=SIZE_LABEL,
-    size=lambda row: row.case.resolution,
+    size=lambda row: float(row.case.resolution),
     label="latency, one batch (seconds, median)",
     value=lambda row: row.latency_seconds,
     interval=lambda row: (row.latency_low_seconds, row.latency_high_seconds),
@@ -26,7 +26,7 @@ LATENCY = Quantity(
 )
 ENERGY = Quantity(
     size_label=SIZE_LABEL,
-    size=lambda row: row.case.resolution,
+    size=lambda row: float(row.case.resolution),
     label="energy (joules per image, mean)",
     value=lambda row: row.joules_per_image,
     interval=lambda row: (row.joules_per_image_low, row.joules_per_image_high),
