@@ -115,6 +115,12 @@ def test_the_resolution_is_said() -> None:
     ]
 
 
+def test_a_mechanism_without_that_resolution_is_said_to_be_missing() -> None:
+    figure = draw(render_dashboard, run_of([*RECORDS, make_record(mechanism="agent")]))
+    assert tick_labels(figure.axes[0].yaxis)[1] == "agent"
+    assert {texts(axes)[1] for axes in figure.axes} == {"not in this run"}
+
+
 def test_nothing_ran_nothing_to_show() -> None:
     run = run_of(RECORDS[1:2])
     assert render_dashboard(run) is None

@@ -78,7 +78,7 @@ def test_power_over_time_with_its_windows_shaded(tmp_path: Path) -> None:
     assert axes.get_title(loc="left") == WATCHED.case.id
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("time in trials (seconds from the first sample)", "power (watts)")
     assert axes.get_ylim()[0] == 0
-    assert notes(axes) == ["2 trials, 3 windows; windows are placed by their length"]
+    assert notes(axes) == ["2 trials, 3 windows; their lengths are measured, their places estimated"]
     names = ["power, sampled", "measured window", "trial: waiting, rising", "idle, 75.0 W"]
     assert legend_of(figure) == names
     assert overlapping(figure) == []
@@ -161,7 +161,9 @@ def test_a_very_long_trace_keeps_its_extremes() -> None:
 def test_low_confidence_is_said(tmp_path: Path) -> None:
     record = make_record(make_measurement(energy=make_energy(trials=TRIALS, doubts=("shared",))))
     (axes,) = draw(render_power_trace, run_with(tmp_path, record)).axes
-    assert notes(axes) == ["2 trials, 3 windows; windows are placed by their length; low confidence: shared"]
+    assert notes(axes) == [
+        "2 trials, 3 windows; their lengths are measured, their places estimated; low confidence: shared"
+    ]
 
 
 def test_words(tmp_path: Path) -> None:

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import matplotlib as mpl
 import pytest
-from drawn import HOSTILE_NAMES, legend_of, tick_labels
+from drawn import HOSTILE_NAMES, legend_of, run_of, tick_labels
 from matplotlib.lines import Line2D
 from sample_records import make_failure, make_record
 
 from infsa_bench.analyze.summary import summarize
+from infsa_bench.report.figures import render_latency_vs_resolution
+from infsa_bench.report.figures.files import write_figure
 from infsa_bench.report.figures.styles import (
     COLOURS,
     FAILURE_LETTERS,
@@ -103,6 +108,24 @@ def test_logarithmic_axes_have_plain_numbers(low: float, high: float, expected: 
     number_axis(axes.xaxis)
     labels = {float(label): label for label in tick_labels(axes.xaxis)}
     assert [label for value, label in labels.items() if low <= value <= high] == expected
+
+
+def test_the_style_of_a_caller_changes_nothing(tmp_path: Path) -> None:
+    run = run_of([make_record(), make_record(make_failure(), resolution=512)])
+    dark = {"text.color": "white", "axes.facecolor": "black", "xtick.color": "white", "text.usetex": True}
+    contents = []
+    for settings in ({}, dark):
+        with mpl.rc_context(settings):
+            png, _ = write_figure(render_latency_vs_resolution(run), tmp_path, "figure")
+            figure = render_latency_vs_resolution(run)
+        contents.append(png.read_bytes())
+        assert figure is not None
+        # Drawn later, and elsewhere.
+        with mpl.rc_context(settings):
+            figure.canvas.draw()
+        contents.append(bytes(figure.canvas.buffer_rgba()))  # type: ignore[attr-defined]
+    assert contents[0] == contents[2]
+    assert contents[1] == contents[3]
 
 
 def test_figures_are_white_on_any_page() -> None:

@@ -18,11 +18,12 @@ from infsa_bench.report.figures.selection import (
     chosen_resolution,
     has_several_implementations,
 )
-from infsa_bench.report.figures.styles import LONGEST_TITLE, draw_ticks, failure_of, legible, new_figure
+from infsa_bench.report.figures.styles import LONGEST_TITLE, draw_ticks, failure_of, in_plain_style, legible, new_figure
 from infsa_bench.report.figures.words import describe_panels
 from infsa_bench.report.units import format_seconds, significant
 
-Rows = Mapping[Series, SummaryRow]
+Rows = Mapping[Series, SummaryRow | None]
+"""The rows of a block at one resolution; None for a series that has none there."""
 
 
 class Column(NamedTuple):
@@ -41,6 +42,7 @@ COLUMNS = (
 )
 
 
+@in_plain_style
 def render_dashboard(run: Run) -> Figure | None:
     """Latency, throughput, joules per image and speed-up over softmax as bars, one line of panels a block.
 
@@ -55,7 +57,7 @@ def render_dashboard(run: Run) -> Figure | None:
     figure = new_figure(13.0, sum(heights))
     parts = figure.subfigures(len(shown), 1, height_ratios=heights, squeeze=False)
     for part, (title, rows) in zip(parts[:, 0], shown, strict=True):
-        side = next(iter(rows.values())).case.resolution
+        side = next(row for row in rows.values() if row).case.resolution
         part.suptitle(
             f"{side} x {side} pixels: {legible(title, LONGEST_TITLE)}", fontsize=10, x=0.01, ha="left", parse_math=False
         )
@@ -74,20 +76,22 @@ def describe_dashboard(run: Run) -> str:
     """Say what the figure shows, with the fastest and the slowest of its first line."""
     return describe_panels(
         "Bars of latency, throughput, joules per image and speed-up over softmax",
-        [(title, list(rows.values())) for title, rows in _shown(run)],
+        [(title, [row for row in rows.values() if row]) for title, rows in _shown(run)],
         value=lambda row: row.latency_seconds,
         shown=format_seconds,
         kind="bars",
     )
 
 
-def _shown(run: Run) -> list[tuple[str, dict[Series, SummaryRow]]]:
+def _shown(run: Run) -> list[tuple[str, Rows]]:
     """The rows of each block at its resolution, by series."""
-    shown = []
+    shown: list[tuple[str, Rows]] = []
     for title, block in blocks_with(run.rows, _ran):
         resolution = chosen_resolution(block, _ran)
-        at_resolution = by_series(row for row in block if row.case.resolution == resolution)
-        rows = {series: row for series, (row, *_) in at_resolution.items()}
+        rows = {
+            series: next((row for row in items if row.case.resolution == resolution), None)
+            for series, items in by_series(block).items()
+        }
         shown.append((title, rows))
     return shown
 
@@ -97,7 +101,7 @@ def _ran(row: SummaryRow) -> bool:
 
 
 def _name_rows(axes: Axes, rows: Rows) -> None:
-    several = has_several_implementations(rows.values())
+    several = has_several_implementations(row for row in rows.values() if row)
     names = [series.label(with_implementation=several) for series in rows]
     draw_ticks(axes.yaxis, range(len(names)), names, fontsize=8)
     axes.tick_params(axis="y", length=0)
@@ -163,5 +167,7 @@ def _ratio(above: float | None, below: float | None) -> float | None:
     return None if above is None or not below else above / below
 
 
-def _bars_of(row: SummaryRow, rows: Rows) -> tuple[Bar, ...]:
+def _bars_of(row: SummaryRow | None, rows: Rows) -> tuple[Bar, ...]:
+    if row is None:
+        return tuple(Bar(value=None, text="not in this run") for _ in COLUMNS)
     return latency_bar(row), throughput_bar(row), energy_bar(row), speedup_bar(row, rows)

@@ -25,6 +25,7 @@ from infsa_bench.report.figures.styles import (
     draw_ticks,
     draw_title,
     failure_of,
+    in_plain_style,
     new_figure,
     number_axis,
     style,
@@ -41,6 +42,7 @@ Pair = tuple[SummaryRow | None, SummaryRow | None]
 """The rows of the two configs, shallow first."""
 
 
+@in_plain_style
 def render_depth_comparison(run: Run) -> Figure | None:
     """Latency of 4L-64H (small marks) and 24L-16H (large ones), one row a mechanism, with their ratio.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -34,7 +35,7 @@ def write_figure(figure: Figure | None, folder: Path, stem: str) -> list[Path]:
         file.unlink(missing_ok=True)
     if figure is None:
         return []
-    with mpl.rc_context(SETTINGS):
+    with mpl.style.context(["default", SETTINGS]):
         # Not through savefig, which would arrange and draw everything once more for each of them.
         figure.set_dpi(PNG_DPI)
         canvas: Any = FigureCanvasAgg(figure)
@@ -48,9 +49,10 @@ def write_figure(figure: Figure | None, folder: Path, stem: str) -> list[Path]:
 
 
 def compacted(svg: str) -> str:
-    """Return a drawing with coordinates to a hundredth of a point and without comments: nobody sees either.
+    """Return a drawing with coordinates to a hundredth of a point, without comments and turns by nothing.
 
     Only what stands in tags is rounded, no text that is shown.
     """
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<text [^<>]*?) transform="rotate\(-0 [^()]*\)"', r"\1", svg)
     return re.sub(r"<[^<>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), svg)

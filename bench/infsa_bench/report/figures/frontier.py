@@ -18,6 +18,7 @@ from infsa_bench.report.figures.styles import (
     draw_ticks,
     draw_title,
     failure_of,
+    in_plain_style,
     legible,
     new_figure,
 )
@@ -41,6 +42,7 @@ PARTLY = "*"
 MOST_NAMES = 9
 
 
+@in_plain_style
 def render_oom_frontier(run: Run) -> Figure | None:
     """How each cell ended, one grid a block: peak memory where it ran, else the letter of what stopped it.
 

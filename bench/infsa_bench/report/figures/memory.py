@@ -11,7 +11,7 @@ from infsa_bench.analyze.run import Run
 from infsa_bench.analyze.summary import SummaryRow
 from infsa_bench.report.figures.curves import Quantity, render_curves
 from infsa_bench.report.figures.selection import blocks_with
-from infsa_bench.report.figures.styles import failure_of
+from infsa_bench.report.figures.styles import failure_of, in_plain_style
 from infsa_bench.report.figures.words import describe_panels
 from infsa_bench.report.units import format_bytes
 
@@ -37,6 +37,7 @@ MEMORY = Quantity(
 )
 
 
+@in_plain_style
 def render_memory_vs_tokens(run: Run) -> Figure | None:
     """Peak memory against tokens, log-log, with the memory of the run's device and of cards as horizontal lines.
 

@@ -14,7 +14,7 @@ from infsa_bench.analyze.run import Run
 from infsa_bench.errors import SpecError
 from infsa_bench.quoting import quoted
 from infsa_bench.record import EnergyReading, EnergyTrial, Measurement, Record, TracePoint
-from infsa_bench.report.figures.styles import draw_legend, draw_title, legible, new_figure, style
+from infsa_bench.report.figures.styles import draw_legend, draw_title, in_plain_style, legible, new_figure, style
 from infsa_bench.report.units import format_seconds, significant
 from infsa_bench.traces import load_trace, trace_path
 
@@ -40,6 +40,7 @@ class WatchedCase:
     trace: tuple[TracePoint, ...]
 
 
+@in_plain_style
 def render_power_trace(run: Run, case_id: str | None = None) -> Figure | None:
     """Power over time in the energy trials of one case, with the windows that were measured shaded.
 
@@ -185,5 +186,5 @@ def _levels(found: WatchedCase) -> list[tuple[str, float, str]]:
 
 def _note(reading: EnergyReading) -> str:
     windows = sum(len(trial.windows) for trial in reading.trials)
-    text = f"{len(reading.trials)} trials, {windows} windows; windows are placed by their length"
+    text = f"{len(reading.trials)} trials, {windows} windows; their lengths are measured, their places estimated"
     return text if reading.status == "measured" else f"{text}; low confidence: {reading.reason}"

@@ -8,7 +8,7 @@ from infsa_bench.analyze.run import Run
 from infsa_bench.analyze.summary import SummaryRow
 from infsa_bench.report.figures.curves import Quantity, render_curves
 from infsa_bench.report.figures.selection import blocks_with
-from infsa_bench.report.figures.styles import failure_of
+from infsa_bench.report.figures.styles import failure_of, in_plain_style
 from infsa_bench.report.figures.words import describe_panels
 from infsa_bench.report.units import format_joules, format_seconds
 
@@ -36,6 +36,7 @@ ENERGY = Quantity(
 )
 
 
+@in_plain_style
 def render_latency_vs_resolution(run: Run) -> Figure | None:
     """Latency against resolution, log-log, one panel a block of comparable rows, one line a mechanism.
 
@@ -47,6 +48,7 @@ def render_latency_vs_resolution(run: Run) -> Figure | None:
     return render_curves(LATENCY, panels) if panels else None
 
 
+@in_plain_style
 def render_energy_vs_resolution(run: Run) -> Figure | None:
     """Joules per image in the same way, of the blocks in which any cell has them; hollow is of low confidence."""
     panels = _energy_panels(run)

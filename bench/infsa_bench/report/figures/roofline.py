@@ -25,6 +25,7 @@ from infsa_bench.report.figures.styles import (
     LONGEST_TITLE,
     draw_legend,
     draw_title,
+    in_plain_style,
     legible,
     new_figure,
     number_axis,
@@ -64,6 +65,7 @@ class Panel:
     stated: Roof | None
 
 
+@in_plain_style
 def render_roofline(run: Run) -> Figure | None:
     """Achieved FLOP/s of matrix products against FLOP a byte that operators moved, log-log, one panel a block.
 

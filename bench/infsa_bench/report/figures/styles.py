@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import functools
 import textwrap
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ParamSpec
 
+import matplotlib as mpl
+import matplotlib.style
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -46,6 +48,8 @@ FAILURE_LETTERS = {
     "skipped": "S",
     "error": "E",
 }
+
+P = ParamSpec("P")
 
 LONGEST_NAME = 36
 MOST_READ = 1000
@@ -91,6 +95,22 @@ def legible(text: str, longest: int = LONGEST_NAME) -> str:
 def _glyphs() -> frozenset[int]:
     fonts = [get_font(findfont(FontProperties(weight=weight))) for weight in ("normal", "bold")]
     return frozenset.intersection(*(frozenset(font.get_charmap()) for font in fonts))
+
+
+def in_plain_style(render: Callable[P, Figure | None]) -> Callable[P, Figure | None]:
+    """Make a function draw in matplotlib's own style, whatever style its caller (a dark notebook) has set."""
+
+    @functools.wraps(render)
+    def plain(*arguments: P.args, **options: P.kwargs) -> Figure | None:
+        with mpl.style.context("default"):
+            figure = render(*arguments, **options)
+            for axes in figure.axes if figure else ():
+                # Ticks take their colours when they are made, which would be when the figure is drawn.
+                axes.get_xticklabels()
+                axes.get_yticklabels()
+            return figure
+
+    return plain
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -20,7 +20,15 @@ from infsa_bench.report.figures.selection import (
     chosen_resolution,
     has_several_implementations,
 )
-from infsa_bench.report.figures.styles import draw_intervals, draw_legend, draw_title, new_figure, number_axis, style
+from infsa_bench.report.figures.styles import (
+    draw_intervals,
+    draw_legend,
+    draw_title,
+    in_plain_style,
+    new_figure,
+    number_axis,
+    style,
+)
 from infsa_bench.report.figures.words import describe_panels
 from infsa_bench.report.units import significant
 from infsa_models.registry import MECHANISMS
@@ -41,6 +49,7 @@ def tier(mechanism: str) -> str | None:
     return "quadratic" if "N^2" in known.complexity else "linear"
 
 
+@in_plain_style
 def render_throughput_vs_energy(run: Run) -> Figure | None:
     """Images a second against joules an image, log-log, one point a mechanism, at one resolution a block.
 
