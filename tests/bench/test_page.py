@@ -95,7 +95,8 @@ class Visitor:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take most of the time of a page."""
-    monkeypatch.setattr("infsa_bench.report.images.FIGURES", {})
+    for module in ("images", "figures"):
+        monkeypatch.setattr(f"infsa_bench.report.{module}.FIGURES", {})
 
 
 @pytest.fixture

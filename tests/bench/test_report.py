@@ -48,14 +48,10 @@ NOT_MEASURED = make_record(make_measurement(energy=make_no_energy("rapl_absent",
 def test_the_parts_of_a_report_lie_beside_the_results(tmp_path: Path) -> None:
     files, output = reported(store(tmp_path / "results/x", [MEASURED, NOT_MEASURED]), width=200)
     folder = tmp_path / "reports/x"
-    names = (
-        "table.md",
-        "table.csv",
-        "latency_vs_resolution.png",
-        "energy_vs_resolution.png",
-        "index.html",
-        "report.md",
-    )
+    figures = ("latency_vs_resolution", "energy_vs_resolution", "throughput_vs_energy", "dashboard")
+    figures += ("memory_vs_tokens", "oom_frontier")
+    names = ["table.md", "table.csv", *(f"{stem}.{kind}" for stem in figures for kind in ("png", "svg"))]
+    names += ["index.html", "report.md"]
     assert files == tuple(folder / name for name in names)
     for file in files:
         assert file.stat().st_size > 500

@@ -470,7 +470,9 @@ def test_all_nine_killed_midway_and_resumed_end_once_each(tmp_path: Path) -> Non
         for row in csv.DictReader(table):
             assert 0 < float(row["roofline_fraction"]) < 100
             assert row["datasheet_fraction"] == ""
-    assert {file.name for file in reports.iterdir()} == {"table.md", "table.csv", "latency_vs_resolution.png"}
+    figures = ("latency_vs_resolution", "dashboard", "memory_vs_tokens", "oom_frontier", "roofline")
+    drawn = {f"{stem}.{kind}" for stem in figures for kind in ("png", "svg")}
+    assert {file.name for file in reports.iterdir()} == {"table.md", "table.csv", *drawn}
 
 
 def test_ctrl_c_keeps_what_is_recorded_and_says_how_to_go_on(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from infsa_bench.analyze.run import Run, load_run
 from infsa_bench.analyze.table1 import tables_beside_paper
 from infsa_bench.errors import SpecError
 from infsa_bench.report.describe import describe_run, energy_remarks, flag_remarks
-from infsa_bench.report.figures import FIGURES
+from infsa_bench.report.figures import draw_figures, write_figures
 from infsa_bench.report.max_resolution import (
     describe_search,
     render_search_csv,
@@ -126,14 +126,19 @@ def write_report(runs: Sequence[Run], folder: Path) -> list[tuple[str, Path]]:
 
     Raises:
         SpecError: the folder cannot be written.
+        SchemaError: a power trace cannot be read.
     """
     page, summary = folder / "index.html", folder / "report.md"
     files: list[tuple[str, Path]] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for run, infix in zip(runs, _infixes(runs), strict=True):
+        # Drawn once: that is most of the time that a report takes.
+        drawings = [draw_figures(run) for run in runs]
+        for run, infix, drawn in zip(runs, _infixes(runs), drawings, strict=True):
             files += _write_run(run, folder, infix)
-        _write(page, render_page(runs, paper_sections(runs[0]) if len(runs) == 1 else ()))
+            files += [("picture", file) for file in write_figures(drawn, folder, infix)]
+        beside_paper = paper_sections(runs[0]) if len(runs) == 1 else ()
+        _write(page, render_page(runs, beside_paper, drawings=drawings))
         _write(summary, render_pull_request(runs))
     except OSError as error:
         raise SpecError(f"cannot write the report to {folder}: {error}") from error
@@ -152,15 +157,6 @@ def _write_run(run: Run, folder: Path, infix: str) -> list[tuple[str, Path]]:
         files.append(("beside the paper", beside_paper))
     else:
         beside_paper.unlink(missing_ok=True)
-    for name, kind in FIGURES.items():
-        picture = folder / f"{name}{infix}.png"
-        figure = kind.render(run)
-        if figure is None:
-            # One of an earlier run of that name would be taken for this one's.
-            picture.unlink(missing_ok=True)
-        else:
-            figure.savefig(picture, dpi=150)
-            files.append(("picture", picture))
     return files
 
 

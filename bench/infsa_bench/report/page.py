@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from infsa_bench.analyze.run import Run
 from infsa_bench.quoting import one_line
+from infsa_bench.report.figures import Drawing, draw_figures
 from infsa_bench.report.run_sections import RESULTS, run_sections
 from infsa_bench.report.sections import Section
 from infsa_bench.report.side_by_side import comparison_sections, run_letter
@@ -25,21 +26,29 @@ LONGEST_TEXT = 2000
 EMBEDDED = re.compile(r"data:[a-z0-9/+;=-]+;base64,[A-Za-z0-9+/=]*")
 
 
-def render_page(runs: Sequence[Run], extra_sections: Sequence[Section] = ()) -> str:
+def render_page(
+    runs: Sequence[Run],
+    extra_sections: Sequence[Section] = (),
+    *,
+    drawings: Sequence[Mapping[str, Drawing | None]] | None = None,
+) -> str:
     """Return the page of one run, or of several side by side; ratios are to the first one.
 
     ``extra_sections`` follow the results of one run, and the comparison of several. The same runs give the same page.
+    ``drawings`` are the figures of each run, where they are drawn already.
     """
+    drawings = [draw_figures(run) for run in runs] if drawings is None else drawings
     if len(runs) == 1:
-        own = run_sections(runs[0])
+        own = run_sections(runs[0], drawings[0])
         place = 1 + [section.title for section in own].index(RESULTS)
         parts = [_part("", "", (*own[:place], *extra_sections, *own[place:]), prefix="s")]
         title = runs[0].name
     else:
         parts = [_part("", "", (*comparison_sections(runs), *extra_sections), prefix="s")]
-        for index, run in enumerate(runs):
+        for index, (run, drawn) in enumerate(zip(runs, drawings, strict=True)):
             letter = run_letter(index)
-            parts.append(_part(f"{letter}: {run.name}", f"run-{letter}", run_sections(run), prefix=f"run-{letter}-s"))
+            own = run_sections(run, drawn)
+            parts.append(_part(f"{letter}: {run.name}", f"run-{letter}", own, prefix=f"run-{letter}-s"))
         title = " and ".join(run.name for run in runs)
     style, script = _asset("page.css"), _asset("page.js")
     return _template().render(

@@ -6,13 +6,14 @@ import dataclasses
 import gzip
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from infsa_bench.analyze.run import Run
 from infsa_bench.analyze.summary import SummaryRow
 from infsa_bench.codec import encode
 from infsa_bench.machine import Environment
 from infsa_bench.report.describe import describe_run, energy_remarks
+from infsa_bench.report.figures import Drawing
 from infsa_bench.report.flags import STATUSES, explain_flags
 from infsa_bench.report.footnotes import departures, tools
 from infsa_bench.report.headline import caveats, headline
@@ -57,7 +58,7 @@ EXPLANATIONS = ("Latency", "images/s", "95 %", "GPU time", "launch_bound", "FLOP
 """How the lines begin that say what a column means, not what was done."""
 
 
-def run_sections(run: Run) -> list[Section]:
+def run_sections(run: Run, drawings: Mapping[str, Drawing | None]) -> list[Section]:
     """Return what a page says of a run, the headline first."""
     rows = run.rows
     described = [_fact(line) for line in describe_run(run, rows)]
@@ -65,7 +66,7 @@ def run_sections(run: Run) -> list[Section]:
     return [
         Section(title="Headline", findings=tuple(headline(run)), remarks=tuple(caveats(run))),
         Section(title="What was run where", facts=tuple(fact for fact in described if fact not in explained)),
-        Section(title="Figures", pictures=tuple(run_pictures(run))),
+        Section(title="Figures", pictures=tuple(run_pictures(run, drawings))),
         Section(
             title=RESULTS,
             filters=FILTERS,
