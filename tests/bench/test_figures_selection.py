@@ -72,6 +72,9 @@ def test_blocks_are_those_that_have_something() -> None:
 
 def test_there_is_an_end_to_panels_and_lines() -> None:
     rows = rows_of(*(make_record(make_measurement(), batch_size=size) for size in range(1, 40)))
-    assert len(blocks_with(rows)) == MOST_PANELS
+    titles = [title for title, _ in blocks_with(rows)]
+    assert len(titles) == MOST_PANELS
+    assert titles[-1] == "4L-64H, infer, fp32, eager, batch 12 (and 27 more blocks in the table)"
+    assert not any("more blocks" in title for title in titles[:-1])
     rows = rows_of(*(make_record(make_measurement(), mechanism=f"m{index:03}") for index in range(99)))
     assert len(by_series(rows)) == MOST_SERIES

@@ -137,7 +137,7 @@ def trial_spans(trials: Sequence[EnergyTrial], trace: Sequence[TracePoint]) -> l
     begins = [trial.begin_seconds for trial in trials]
     spans = []
     for begin, following in zip(begins, [*begins[1:], float("inf")], strict=True):
-        # Halfway into the first gap of the clocks a sample of the next trial could be taken for this one's last.
+        # The clocks differ by what passed until the first sample: by milliseconds, and as much too late may it end.
         inside = [second for second in seconds if begin <= second <= following]
         spans.append(Span(begin=begin, end=inside[-1] if inside else begin))
     return spans

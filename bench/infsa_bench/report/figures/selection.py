@@ -66,8 +66,15 @@ def has_several_implementations(rows: Iterable[SummaryRow]) -> bool:
 def blocks_with(
     rows: Sequence[SummaryRow], has: Callable[[SummaryRow], bool] | None = None
 ) -> list[tuple[str, list[SummaryRow]]]:
-    """Return the blocks in which any row has what a figure shows, all without ``has``; no more than it has room for."""
-    return [(title, block) for title, block in blocks(rows) if has is None or any(map(has, block))][:MOST_PANELS]
+    """Return the blocks in which any row has what a figure shows, all without ``has``.
+
+    Where there are more than a figure has room for, the last title says how many are left out.
+    """
+    found = [(title, block) for title, block in blocks(rows) if has is None or any(map(has, block))]
+    if len(found) > MOST_PANELS:
+        title, block = found[MOST_PANELS - 1]
+        found[MOST_PANELS - 1] = f"{title} (and {len(found) - MOST_PANELS} more blocks in the table)", block
+    return found[:MOST_PANELS]
 
 
 def chosen_resolution(rows: Iterable[SummaryRow], has: Callable[[SummaryRow], bool]) -> int | None:

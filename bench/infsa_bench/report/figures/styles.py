@@ -54,7 +54,7 @@ P = ParamSpec("P")
 LONGEST_NAME = 36
 MOST_READ = 1000
 LONGEST_TITLE = 150
-TITLE_WIDTH = 66
+TITLE_WIDTH = 58
 NOTE_WIDTH = 84
 MOST_PANELS = 12
 """A figure of a run with more blocks shows the first ones: beyond this nobody reads it, and files grow without end."""
