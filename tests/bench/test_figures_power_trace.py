@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from sample_records import (
+    CALIBRATION,
     GPU_STATE,
     make_energy,
     make_failure,
@@ -28,6 +29,7 @@ from infsa_bench.report.figures.power_trace import (
     WINDOW_COLOUR,
     Span,
     describe_power_trace,
+    lead_seconds,
     render_power_trace,
     thinned,
     trial_spans,
@@ -74,7 +76,12 @@ def test_power_over_time_with_its_windows_shaded(tmp_path: Path) -> None:
     assert list(line.get_xdata()) == [point.seconds for point in TRACE]
     assert list(line.get_ydata()) == [point.power_watts for point in TRACE]
     assert spans(axes, TRIAL_COLOUR) == [(0, 3), (3, 7)]
-    assert spans(axes, WINDOW_COLOUR) == [(1, 3), (4, 5), (6, 7)]
+    # 0.3 s of lead, the rest of what was not measured after them.
+    assert [(round(low, 6), round(high, 6)) for low, high in spans(axes, WINDOW_COLOUR)] == [
+        (0.3, 2.3),
+        (3.3, 4.3),
+        (5.3, 6.3),
+    ]
     assert axes.get_title(loc="left") == WATCHED.case.id
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("time in trials (seconds from the first sample)", "power (watts)")
     assert axes.get_ylim()[0] == 0
@@ -91,14 +98,23 @@ def test_a_power_limit_that_is_near_is_a_line(tmp_path: Path) -> None:
 
 
 def test_windows_of_a_trial_share_what_is_not_measured() -> None:
-    windows = [make_window(seconds=0.5), make_window(seconds=1.5)]
-    assert window_spans(make_trial(*windows), Span(begin=10.0, end=13.0)) == [
-        Span(begin=10.5, end=11.0),
-        Span(begin=11.5, end=13.0),
-    ]
+    trial = make_trial(make_window(seconds=0.5), make_window(seconds=1.5))
+    whole = Span(begin=10.0, end=13.0)
+    assert window_spans(trial, whole, 0.25) == [Span(begin=10.25, end=10.75), Span(begin=11.25, end=12.75)]
+    # No more than there is before them.
+    assert window_spans(trial, whole, 9.0) == [Span(begin=10.5, end=11.0), Span(begin=11.5, end=13.0)]
     # A trace that ends early (its last samples were lost) has no window outside.
-    cut = window_spans(make_trial(*windows), Span(begin=10.0, end=11.0))
+    cut = window_spans(trial, Span(begin=10.0, end=11.0), 0.25)
     assert cut == [Span(begin=10.0, end=10.5), Span(begin=10.5, end=11.0)]
+
+
+def test_meters_wait_before_a_window_for_the_sensor_and_an_update() -> None:
+    assert lead_seconds(CALIBRATION) == pytest.approx(0.3)
+    assert lead_seconds(dataclasses.replace(CALIBRATION, period_seconds=0.02)) == pytest.approx(0.17)
+    # A sensor that averages over a second is waited for; a counter that is computed tells no period.
+    assert lead_seconds(dataclasses.replace(CALIBRATION, rise_seconds=1.0)) == pytest.approx(1.2)
+    assert lead_seconds(dataclasses.replace(CALIBRATION, period_seconds=0.001)) == pytest.approx(0.3)
+    assert lead_seconds(dataclasses.replace(CALIBRATION, source="nvml_power", period_seconds=None)) == 1.1
 
 
 def test_a_trial_ends_with_its_last_sample() -> None:

@@ -11,14 +11,18 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from infsa_bench.analyze.run import Run
+from infsa_bench.energy_plan import AVERAGED_RISE_SECONDS, UNKNOWN_PERIOD_SECONDS, discarded_seconds
 from infsa_bench.errors import SpecError
 from infsa_bench.quoting import quoted
-from infsa_bench.record import EnergyReading, EnergyTrial, Measurement, Record, TracePoint
+from infsa_bench.record import EnergyCalibration, EnergyReading, EnergyTrial, Measurement, Record, TracePoint
 from infsa_bench.report.figures.styles import draw_legend, draw_title, in_plain_style, legible, new_figure, style
 from infsa_bench.report.units import format_seconds, significant
 from infsa_bench.traces import load_trace, trace_path
 
 TRIAL_COLOUR, WINDOW_COLOUR = "#eeeeee", "#cfdff0"
+SMOOTH_PERIOD_SECONDS = 0.005
+"""A counter that moves more often is computed when it is read; meters plan in another period then."""
+
 MOST_POINTS = 3000
 """Of a longer trace the lowest and the highest power of each of so many stretches is drawn."""
 
@@ -45,9 +49,9 @@ def render_power_trace(run: Run, case_id: str | None = None) -> Figure | None:
     """Power over time in the energy trials of one case, with the windows that were measured shaded.
 
     Without ``case_id`` it is the case whose trials took longest. Samples are taken during trials only, so that neither
-    warm-up nor settling is in a trace. A trial begins where its record says, and the samples in it end where it ended;
-    of its windows the record has the lengths, and they are placed so that every one follows the same wait. That is
-    exact to about one period of the counter.
+    warm-up nor settling is in a trace. A trial begins where its record says, and ends with its last sample; of its
+    windows the record has the lengths, and they are placed by how long meters wait before them: to about a period of
+    the counter, 0.1 s on most boards.
 
     Raises:
         SpecError: no case of that id in the run.
@@ -64,7 +68,7 @@ def render_power_trace(run: Run, case_id: str | None = None) -> Figure | None:
     for trial, span in zip(found.reading.trials, spans, strict=True):
         axes.axvspan(span.begin, span.end, facecolor=TRIAL_COLOUR, zorder=0.4)
         axes.axvline(span.begin, color="#888888", linewidth=0.9, zorder=0.6)
-        for window in window_spans(trial, span):
+        for window in window_spans(trial, span, lead_seconds(found.reading.calibration)):
             axes.axvspan(window.begin, window.end, facecolor=WINDOW_COLOUR, zorder=0.5)
     colour = style(found.record.case.mechanism)[0]
     (line,) = axes.plot(seconds, watts, color=colour, linewidth=1.1, marker=".", markersize=2.5)
@@ -143,17 +147,32 @@ def trial_spans(trials: Sequence[EnergyTrial], trace: Sequence[TracePoint]) -> l
     return spans
 
 
-def window_spans(trial: EnergyTrial, span: Span) -> list[Span]:
-    """Return where the windows of a trial are in its span, as near as the record tells: each one at the end of an
-    equal share of what is not measured (waiting for an update of the counter, the load's rise).
+def lead_seconds(calibration: EnergyCalibration | None) -> float:
+    """Return about how long a meter waits before a window: for the load's moment, then for the sensor to follow, then
+    for an update of the counter; each of the two others is half a period on average.
+    """
+    if calibration is None or calibration.source == "nvml_power":
+        return AVERAGED_RISE_SECONDS
+    period_seconds = calibration.period_seconds or 0.0
+    if period_seconds < SMOOTH_PERIOD_SECONDS:
+        period_seconds = UNKNOWN_PERIOD_SECONDS
+    return discarded_seconds(period_seconds, calibration.rise_seconds) + period_seconds
+
+
+def window_spans(trial: EnergyTrial, span: Span, lead: float) -> list[Span]:
+    """Return where the windows of a trial are in its span, as near as the record tells.
+
+    What is not measured is shared equally among the windows: ``lead`` seconds before each, and what is left after it,
+    while the last iteration ends.
     """
     measured = sum(window.seconds for window in trial.windows)
     wait = max(0.0, span.end - span.begin - measured) / len(trial.windows)
     spans, now = [], span.begin
     for window in trial.windows:
-        begin = now + wait
-        now = begin + window.seconds
-        spans.append(Span(begin=min(begin, span.end), end=min(now, span.end)))
+        begin = now + min(lead, wait)
+        end = begin + window.seconds
+        now += wait + window.seconds
+        spans.append(Span(begin=min(begin, span.end), end=min(end, span.end)))
     return spans
 
 
