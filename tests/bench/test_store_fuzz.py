@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -34,10 +35,11 @@ from sample_records import (
     make_run,
 )
 
+from infsa_bench import machine, record, spec, store
 from infsa_bench.analyze.max_resolution import summarize_search
 from infsa_bench.analyze.run import summarized
 from infsa_bench.analyze.summary import summarize
-from infsa_bench.codec import encode
+from infsa_bench.codec import decode, encode
 from infsa_bench.commands.report import report_run
 from infsa_bench.errors import InfsaBenchError, SchemaError, SpecError
 from infsa_bench.record import Attempt
@@ -422,8 +424,13 @@ def fuzz(path: Path, watch: Watch, seed: int, count: int, reports: int) -> tuple
     write(run_path, VALID)
     for content in (SEARCHED, VALID):
         write(run_path, content)
-        # Imports what is imported late, and reads the types of all fields.
+        # Imports what is imported late.
         rendered(load(run_path))
+    # The types of fields are read where one of their class is first decoded, also those that no valid run here has.
+    for kind in [value for module in (machine, record, spec, store) for value in vars(module).values()]:
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            with contextlib.suppress(SchemaError):
+                decode(kind, b"{}")
     for index in range(count):
         chance = random.Random(f"{seed} {index}")
         shutil.rmtree(run_path)
@@ -492,12 +499,6 @@ HOSTILE_MECHANISMS = [
     "$\\input{x}$ {0.__class__} %s",
     "_hidden",
 ]
-
-
-def saved_empty(figure: object, file: Any, **how: Any) -> None:
-    """In place of a figure's own method: nothing is drawn."""
-    if isinstance(file, Path):
-        file.write_bytes(b"")
 
 
 def test_hostile_names_of_mechanisms_end_as_text(tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
