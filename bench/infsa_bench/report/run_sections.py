@@ -18,7 +18,8 @@ from infsa_bench.report.flags import STATUSES, explain_flags
 from infsa_bench.report.footnotes import departures, tools
 from infsa_bench.report.headline import caveats, headline
 from infsa_bench.report.images import data_uri, run_pictures
-from infsa_bench.report.sections import Cell, Column, Download, Row, Section, Table, text_table
+from infsa_bench.report.scaling import describe_scaling, scaling_grid
+from infsa_bench.report.sections import Cell, Column, Download, Row, Section, Table, grid_table, text_table
 from infsa_bench.report.table import RIGHT_ALIGNED, blocks, render_csv, row_cells, shown_columns
 from infsa_bench.report.units import format_bytes, format_duration, significant
 
@@ -72,6 +73,7 @@ def run_sections(run: Run, drawings: Mapping[str, Drawing | None]) -> list[Secti
             filters=FILTERS,
             tables=tuple(result_table(title, block, rows) for title, block in blocks(rows)),
         ),
+        *_growth(rows),
         Section(title="How to read the numbers", facts=explained, is_folded=True),
         *_warnings(run),
         *_departures(rows),
@@ -79,6 +81,14 @@ def run_sections(run: Run, drawings: Mapping[str, Drawing | None]) -> list[Secti
         _reproduction(run),
         Section(title="Downloads", downloads=tuple(downloads(run))),
     ]
+
+
+def _growth(rows: Sequence[SummaryRow]) -> list[Section]:
+    """How time and memory grow, where any exponent could be fitted."""
+    grid = scaling_grid(rows)
+    if not grid.rows:
+        return []
+    return [Section(title="How time and memory grow", tables=(grid_table(grid),), remarks=tuple(describe_scaling()))]
 
 
 def result_table(title: str, block: Sequence[SummaryRow], rows: Sequence[SummaryRow]) -> Table:

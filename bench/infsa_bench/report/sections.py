@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from infsa_bench.report.grid import Grid
 from infsa_bench.report.headline import Finding
+
+UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "M": 1e6}
+"""What a formatted number may be of, within one column: all that is needed to sort by it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,3 +128,21 @@ def text_table(
         rows=tuple(Row(cells=tuple(Cell(text=text) for text in row)) for row in rows),
         is_folded=is_folded,
     )
+
+
+def grid_table(grid: Grid, *, is_folded: bool = False, details: tuple[str, ...] = ()) -> Table:
+    """Return a grid of text as a table; columns whose titles begin with one of ``details`` are shown on request."""
+    columns = tuple(
+        Column(title=title, is_number=title not in grid.left, is_detail=title.startswith(details))
+        for title in grid.columns
+    )
+    rows = tuple(Row(cells=tuple(Cell(text=text, value=sort_value(text)) for text in row)) for row in grid.rows)
+    return Table(caption=grid.title, columns=columns, rows=rows, is_folded=is_folded)
+
+
+def sort_value(text: str) -> float | None:
+    """Return what a formatted number is sorted by: 12.3 ms before 1.20 s; None for what begins with no number."""
+    found = re.match(r"~?(-?[0-9][0-9,]*(?:\.[0-9]+)?)x? ?([A-Za-z]*)", text)
+    if found is None:
+        return None
+    return float(found[1].replace(",", "")) * UNITS.get(found[2], 1.0)

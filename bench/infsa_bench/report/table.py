@@ -13,7 +13,8 @@ from infsa_bench.analyze.summary import SummaryRow
 from infsa_bench.quoting import one_line
 from infsa_bench.report.describe import describe_run, energy_remarks
 from infsa_bench.report.footnotes import departures, tools
-from infsa_bench.report.grid import escape_markdown
+from infsa_bench.report.grid import escape_markdown, grid_markdown
+from infsa_bench.report.scaling import describe_scaling, scaling_grid
 from infsa_bench.report.units import (
     format_bytes,
     format_flops_per_second,
@@ -80,6 +81,10 @@ def render_markdown(run: StoredRun, rows: Sequence[SummaryRow]) -> str:
         for row in block:
             cells = row_cells(row)
             lines.append("| " + " | ".join(escape_markdown(cells[column]) for column in columns) + " |")
+    growth = scaling_grid(rows)
+    if growth.rows:
+        lines += ["", f"## {growth.title}", "", *grid_markdown(growth), ""]
+        lines += [f"- {escape_markdown(line)}" for line in describe_scaling()]
     for heading, remarks in (
         ("Cells without a number", _reasons(rows)),
         ("Energy that is not measured, or of low confidence", energy_remarks(rows)),
