@@ -10,7 +10,7 @@ import pandas as pd
 
 from infsa_bench.analyze.ablation import AblationCell, AblationRow, spreads
 from infsa_bench.paper import ABLATION_BATCH_SIZE, ABLATION_CONFIG, ABLATION_RESOLUTION
-from infsa_bench.report.grid import Grid, escape_markdown, grid_latex, grid_markdown
+from infsa_bench.report.grid import LATEX_NEEDS, Grid, escape_markdown, grid_latex, grid_markdown
 from infsa_bench.report.units import format_interval_seconds, format_seconds, significant
 
 COLUMNS = (
@@ -63,8 +63,8 @@ def ablation_markdown(rows: Sequence[AblationRow]) -> str:
 
 
 def ablation_latex(rows: Sequence[AblationRow]) -> str:
-    """Return the grids as tables for a document that loads ``booktabs``."""
-    lines = [r"% Needs \usepackage{booktabs} and \usepackage{textcomp}.", *(f"% {x}" for x in describe_ablation(rows))]
+    """Return the grids as tables for a document."""
+    lines = [LATEX_NEEDS, *(f"% {x}" for x in describe_ablation(rows))]
     for index, grid in enumerate(ablation_grids(rows), start=1):
         lines += ["", *grid_latex(grid, f"tab:infsa-ablation-{index}")]
     return "\n".join(lines) + "\n"

@@ -28,6 +28,11 @@ LATEX_SPECIAL = {
 }
 
 
+LATEX_NEEDS = r"% Needs \usepackage{array,booktabs,textcomp} and T1-encoded fonts."
+WIDE_SHARE = {False: 0.27, True: 0.64}
+"""Share of a page's width that one column of sentences has, and that several have together."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
     """A table of text. ``left`` names the columns that hold words; all others hold numbers, aligned to the right."""
@@ -76,9 +81,19 @@ def grid_markdown(grid: Grid) -> list[str]:
 
 def grid_latex(grid: Grid, label: str, *, wide: Sequence[str] = ()) -> list[str]:
     """Return the lines of a ``table``, for ``booktabs``; columns of ``wide`` wrap, and share the width of the text."""
-    width = f"{0.72 / max(1, len(wide)):.2f}\\textwidth"
-    kinds = [f"p{{{width}}}" if column in wide else "l" if column in grid.left else "r" for column in grid.columns]
-    lines = [r"\begin{table}", r"\centering", r"\scriptsize", f"\\caption{{{escape_latex(grid.title)}}}"]
+    # Ragged: justified narrow columns are mostly gaps.
+    width = f"{WIDE_SHARE[len(wide) > 1] / max(1, len(wide)):.3f}\\textwidth"
+    kinds = [
+        f">{{\\raggedright\\arraybackslash}}p{{{width}}}" if column in wide else "l" if column in grid.left else "r"
+        for column in grid.columns
+    ]
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        r"\scriptsize",
+        r"\setlength{\tabcolsep}{2.5pt}",
+        f"\\caption{{{escape_latex(grid.title)}}}",
+    ]
     lines += [f"\\label{{{re.sub('[^A-Za-z0-9:-]', '-', label)}}}", f"\\begin{{tabular}}{{{''.join(kinds)}}}"]
     lines.append(r"\toprule")
     lines.append(" & ".join(escape_latex(column) for column in grid.columns) + r" \\")

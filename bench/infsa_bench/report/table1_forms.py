@@ -14,7 +14,7 @@ from infsa_bench.analyze.scaling import claimed_exponent
 from infsa_bench.analyze.sides import Estimate, Side, SideCell
 from infsa_bench.analyze.table1 import Row, Table1
 from infsa_bench.quoting import one_line
-from infsa_bench.report.grid import Grid, escape_markdown, grid_latex, grid_markdown, grid_terminal
+from infsa_bench.report.grid import LATEX_NEEDS, Grid, escape_markdown, grid_latex, grid_markdown, grid_terminal
 from infsa_bench.report.table1 import (
     block_title,
     claim_lines,
@@ -54,8 +54,8 @@ def table1_markdown(tables: Sequence[Table1]) -> str:
 
 
 def table1_latex(tables: Sequence[Table1]) -> str:
-    """Return tables for a document that loads ``booktabs`` and ``textcomp``; what must be known stands in comments."""
-    lines = [r"% Needs \usepackage{booktabs} and \usepackage{textcomp}."]
+    """Return tables for a document that loads what :data:`LATEX_NEEDS` says; what must be known stands in comments."""
+    lines = [LATEX_NEEDS]
     for number, table in enumerate(tables, start=1):
         # A comment ends with its line, and one_line leaves no other end in it.
         lines += ["", f"% {one_line(block_title(table))}"]
