@@ -1,0 +1,63 @@
+"""The part of the command line that is about regressions: compare, baseline.
+
+Exit codes of ``compare``: 0 no regression; 1 a regression; 2 bad input; 3 not comparable; 4 doubt, with ``--strict``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+Side = Annotated[Path, typer.Argument(help="Folder of a run, or a baseline's file.")]
+AllowMismatch = Annotated[
+    bool, typer.Option("--allow-mismatch", help="Compare what was measured on other machines or in other ways, too.")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit 4 where something could not be told.")]
+NoiseFile = Annotated[
+    Path | None, typer.Option("--noise", help="This machine's noise (infsa-bench aa), for fewer than 3 replicates.")
+]
+
+baselines = typer.Typer(no_args_is_help=True, help="What a comparison needs of a run, in one file for a repository.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("compare")(_compare)
+    app.add_typer(baselines, name="baseline")
+
+
+def _compare(
+    base: Side,
+    new: Side,
+    allow_mismatch: AllowMismatch = False,
+    strict: Strict = False,
+    noise: NoiseFile = None,
+    form: Annotated[str, typer.Option("--format", help="term, md, json.")] = "term",
+) -> None:
+    """Compare two runs cell by cell; exits 1 where NEW is worse than BASE."""
+    from infsa_bench.commands.compare import compare_runs
+
+    code = compare_runs(base, new, Console(), allow_mismatch=allow_mismatch, strict=strict, noise_path=noise, form=form)
+    raise typer.Exit(code)
+
+
+@baselines.command("save")
+def _save(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
+) -> None:
+    """Write the baseline of a run."""
+    from infsa_bench.commands.baseline import save_baseline
+
+    save_baseline(run, out, Console())
+
+
+@baselines.command("show")
+def _show(file: Side) -> None:
+    """Print what a baseline holds."""
+    from infsa_bench.commands.baseline import show_baseline
+
+    show_baseline(file, Console())
