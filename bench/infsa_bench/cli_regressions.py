@@ -1,4 +1,4 @@
-"""The part of the command line that is about regressions: compare, baseline.
+"""The part of the command line that is about regressions: compare, baseline, calibrate.
 
 Exit codes of ``compare``: 0 no regression; 1 a regression; 2 bad input; 3 not comparable; 4 doubt, with ``--strict``.
 """
@@ -26,6 +26,7 @@ baselines = typer.Typer(no_args_is_help=True, help="What a comparison needs of a
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("compare")(_compare)
+    app.command("calibrate")(_calibrate)
     app.add_typer(baselines, name="baseline")
 
 
@@ -42,6 +43,17 @@ def _compare(
 
     code = compare_runs(base, new, Console(), allow_mismatch=allow_mismatch, strict=strict, noise_path=noise, form=form)
     raise typer.Exit(code)
+
+
+def _calibrate(
+    suites: Annotated[int, typer.Option(help="At each level of noise.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the simulation.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the table and what it was made from.")] = None,
+) -> None:
+    """Simulate how often gate and compare are wrong, beside simpler rules; a few minutes."""
+    from infsa_bench.commands.calibrate import run_calibration
+
+    run_calibration(suites, seed, out, Console())
 
 
 @baselines.command("save")
