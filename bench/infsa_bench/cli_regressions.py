@@ -1,4 +1,4 @@
-"""The part of the command line that is about regressions: compare, baseline, calibrate.
+"""The part of the command line that is about regressions: compare, baseline, export, calibrate.
 
 Exit codes of ``compare``: 0 no regression; 1 a regression; 2 bad input; 3 not comparable; 4 doubt, with ``--strict``.
 """
@@ -26,6 +26,7 @@ baselines = typer.Typer(no_args_is_help=True, help="What a comparison needs of a
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("compare")(_compare)
+    app.command("export")(_export)
     app.command("calibrate")(_calibrate)
     app.add_typer(baselines, name="baseline")
 
@@ -43,6 +44,24 @@ def _compare(
 
     code = compare_runs(base, new, Console(), allow_mismatch=allow_mismatch, strict=strict, noise_path=noise, form=form)
     raise typer.Exit(code)
+
+
+def _export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    form: Annotated[
+        str, typer.Option("--format", help="github-action-benchmark, bencher, step-summary, annotations, csv.")
+    ],
+    base: Annotated[
+        Path | None, typer.Option(help="Compare with this run or baseline: annotations, step-summary.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File; of github-action-benchmark, a folder. Default: print.")
+    ] = None,
+) -> None:
+    """Write a run in the format of another tool; a cell that failed is counted, never zero."""
+    from infsa_bench.commands.export import export_run
+
+    export_run(run, form, base, out, Console())
 
 
 def _calibrate(
