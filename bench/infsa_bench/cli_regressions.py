@@ -40,7 +40,7 @@ def _compare(
     allow_mismatch: AllowMismatch = False,
     strict: Strict = False,
     noise: NoiseFile = None,
-    form: Annotated[str, typer.Option("--format", help="term, md, json.")] = "term",
+    form: Annotated[str, typer.Option("--format", help="term, md, json, annotations.")] = "term",
 ) -> None:
     """Compare two runs cell by cell; exits 1 where NEW is worse than BASE."""
     from infsa_bench.commands.compare import compare_runs
@@ -70,7 +70,7 @@ def _gate(
         bool, typer.Option("--allow-shared", help="Measure on a GPU that another sweep is using, flagged.")
     ] = False,
     strict: Strict = False,
-    form: Annotated[str, typer.Option("--format", help="term, md, json.")] = "term",
+    form: Annotated[str, typer.Option("--format", help="term, md, json, annotations.")] = "term",
 ) -> None:
     """Measure what a baseline holds, measure suspects again, decide; exits 1 for a regression."""
     from infsa_bench.commands.gate import GateRequest, gate

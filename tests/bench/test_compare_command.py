@@ -77,6 +77,9 @@ def test_markdown_and_json(runs: CommandLine) -> None:
     markdown = runs("compare", "results/base", "results/slower", "--format", "md")
     assert markdown.code == 1
     assert "| REGRESSED | latency | infsa/softmax.reference/4L-64H/r224" in markdown.out
+    annotated = runs("compare", "results/base", "results/slower", "--format", "annotations")
+    assert annotated.out.startswith("::error title=REGRESSED latency::infsa/softmax.reference/4L-64H/r224")
+    assert annotated.out.endswith("6 regressions\n")
     found = json.loads(runs("compare", "results/base", "results/slower", "--format", "json").out)
     assert (found["exit_code"], found["counts"]["REGRESSED"], found["is_comparable"]) == (1, 6, True)
     assert {item["cell"].split("/")[1] for item in found["judged"] if item["verdict"] == "REGRESSED"} == {

@@ -72,6 +72,19 @@ def test_no_single_stage_convicts() -> None:
     assert verdicts(found.judged)["latency"] == "AMBIGUOUS"
 
 
+def test_stored_values_of_the_base_need_more_to_convict() -> None:
+    """Between the two levels: fresh values of both sides convict, stored ones of the base do not."""
+    base, slower = make_side(cell_records(STEADY)), make_side(cell_records(scaled(1.1)))
+    suspected = tuple(suspect for suspect in suspects(base, slower) if suspect.metric == "latency")
+    again = make_side(cell_records([1.07, 1.03, 1.06, 1.09, 1.03]))
+    both, stored = (decide(base, slower, suspected, base, again, is_base_stored=one) for one in (False, True))
+    adjusted = next(item.q_value for item in both.judged if item.metric == "latency")
+    assert adjusted is not None
+    assert 0.02 < adjusted < 0.05
+    assert verdicts(both.judged)["latency"] == "REGRESSED"
+    assert verdicts(stored.judged)["latency"] == "AMBIGUOUS"
+
+
 def test_memory_is_confirmed_without_a_test() -> None:
     def side(peak: int, count: int) -> object:
         changes = {"memory_source": "cuda_allocator", "peak_memory_bytes": peak * 2**20}

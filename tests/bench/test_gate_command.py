@@ -98,9 +98,13 @@ def test_both_builds_are_measured_in_turns(gate) -> None:
 
 
 def test_a_new_failure_fails_the_gate_at_once(gate) -> None:
-    result = gate("--strict", FAKE_OOM="softmax")
+    result = gate("--strict", "--format", "json", FAKE_OOM="softmax")
     assert result.code == 1, result.err
-    assert "STATUS_CHANGED (worse) status infsa/softmax.reference/4L-64H/r224" in result.out
+    found = json.loads(result.out)
+    assert {item["cell"].split("/")[1] for item in found["judged"] if item["direction"] == "worse"} == {
+        "softmax.reference"
+    }
+    assert "stage 1: nothing suspected" in result.err
     assert not (gate.folder / "new-2").exists()
 
 

@@ -15,8 +15,9 @@ from infsa_bench.report.comparison import (
     render_comparison_markdown,
     render_comparison_text,
 )
+from infsa_bench.report.export import render_annotations
 
-FORMATS = ("term", "md", "json")
+FORMATS = ("term", "md", "json", "annotations")
 
 
 def compare_runs(
@@ -63,6 +64,8 @@ def print_comparison(comparison: Comparison, code: int, form: str, console: Cons
         text = render_comparison_json(comparison, code)
     elif form == "md":
         text = render_comparison_markdown(comparison)
+    elif form == "annotations":
+        text = render_annotations(comparison) + conclusion(comparison, code) + "\n"
     else:
         text = render_comparison_text(comparison) + conclusion(comparison, code) + "\n"
     console.print(text, end="", markup=False, highlight=False, soft_wrap=True)

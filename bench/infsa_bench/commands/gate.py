@@ -72,6 +72,8 @@ def gate(request: GateRequest, console: Console) -> int:
         SweepStoppedError: the device or the disk gave up.
     """
     stored = _checked(request)
+    # What is read by a program stands alone.
+    progress = Console(stderr=True) if request.form == "json" else console
     noise = find_noise(request.noise, {request.baseline: stored})
     confirming = request.confirming or (noise.confirming_replicates if noise else FEWEST_CONFIRMING)
     settings = stored.settings if request.device is None else replace(stored.settings, device=request.device)
@@ -79,17 +81,21 @@ def gate(request: GateRequest, console: Console) -> int:
     if out.exists() and any(out.iterdir()) and not request.resume:
         raise SpecError(f"{out} holds something already: add --resume to finish a gate, or choose another --out")
     with _base_build(request) as other:
-        if other is None and not _is_comparable_here(stored, settings, request, console):
+        if other is None and not _is_comparable_here(stored, settings, request, progress):
             return 3
         measured = _Gate(
-            builds=(this_build(), other), settings=settings, out=out, console=console, allow_shared=request.allow_shared
+            builds=(this_build(), other),
+            settings=settings,
+            out=out,
+            console=progress,
+            allow_shared=request.allow_shared,
         )
         cases = [cell.case for cell in stored.cells]
         new, base = measured.stage(1, cases, request.screening)
         base = stored if base is None else base
         suspected = suspects(base, new, noise)
         cells = {suspect.cell for suspect in suspected}
-        console.print(_said(suspected, confirming, other), markup=False, highlight=False, soft_wrap=True)
+        progress.print(_said(suspected, confirming, other), markup=False, highlight=False, soft_wrap=True)
         second_new = second_base = None
         if suspected:
             second_new, second_base = measured.stage(2, [case for case in cases if case.cell in cells], confirming)
