@@ -345,7 +345,7 @@ def sides(draw: st.DrawFn) -> Baseline:
                 failure = draw(STATUSES)
                 numbers: dict[str, Any] = {}
                 if failure is None:
-                    peak = draw(st.none() | st.integers(1, 2**40))
+                    peak = draw(st.none() | st.integers(0, 2**40))
                     numbers = {"latency_seconds": draw(TIMES), "seconds_per_iteration": draw(TIMES)}
                     numbers |= {"peak_memory_bytes": peak, "memory_source": draw(st.sampled_from(["process_rss"]))}
                 replicates.append(

@@ -81,7 +81,8 @@ def samples(metric: MetricName, cell: Cell) -> Sample:
         case "energy":
             return _energy(ran)
         case "peak_memory":
-            sizes = _known(replicate.peak_memory_bytes for replicate in ran)
+            # Zero: less than the system's view of a process shows.
+            sizes = _known(replicate.peak_memory_bytes or None for replicate in ran)
             # What the allocator counts is the same in each process; what the system says a process holds is not.
             is_exact = bool(ran) and all(replicate.memory_source == "cuda_allocator" for replicate in ran)
             return Sample(values=tuple(map(float, sizes)), is_exact=is_exact)
