@@ -70,7 +70,7 @@ def test_a_failure_leads_the_list(runs: CommandLine) -> None:
     result = runs("compare", "results/base", "results/failing")
     assert result.code == 1
     assert "STATUS_CHANGED (worse) status infsa/mlla.reference/4L-64H/r224/b1/fp32/infer/eager" in result.out
-    assert "(ok -> oom)" in result.out
+    assert "[ok -> oom]" in result.out
 
 
 def test_markdown_and_json(runs: CommandLine) -> None:
@@ -149,6 +149,6 @@ def test_reports_of_searches_compare_their_limits(run: CommandLine, tmp_path: Pa
     result = run("compare", "results/base", "results/lower")
     assert result.code == 1, result.err
     assert "REGRESSED max_resolution infsa/softmax.reference/4L-64H/r*/b1/fp32/infer/eager" in result.out
-    assert "512 px 384 px" in result.out
+    assert "512 px -> 384 px" in result.out
     assert run("compare", "results/lower", "results/base").code == 0
     assert run("compare", "results/base", "results/base", "--strict").code == 0

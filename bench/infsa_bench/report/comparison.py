@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from infsa_bench.analyze.comparability import Difference
@@ -59,8 +59,7 @@ def render_comparison_text(comparison: Comparison) -> str:
     """Return what a terminal shows: one entry two lines, so that names of cells have room."""
     lines = [f"{comparison.base} -> {comparison.new}", *describe_comparison(comparison)]
     for item in worst(comparison):
-        numbers = " ".join(part for part in _cells(item)[3:8] if part)
-        lines += [f"{_verdict(item)} {item.metric} {item.cell}", f"    {numbers}{_in_brackets(item)}"]
+        lines += [f"{_verdict(item)} {item.metric} {item.cell}", f"    {_numbers(item)}"]
     lines += _mean_lines(comparison.means)
     return "\n".join(one_line_indented(line) for line in lines) + "\n"
 
@@ -149,9 +148,12 @@ def _cells(item: Judged) -> list[str]:
     ]
 
 
-def _in_brackets(item: Judged) -> str:
-    remarks: Sequence[str] = [*([item.reason] if item.reason else []), *item.tags]
-    return f" ({', '.join(remarks)})" if remarks else ""
+def _numbers(item: Judged) -> str:
+    """What an entry says, in one line."""
+    _, _, _, base, new, ratio, interval, q_value, remarks = _cells(item)
+    change = " -> ".join(part for part in (base, new) if part)
+    parts = [change, ratio, f"({interval})" if interval else "", q_value, f"[{remarks}]" if remarks else ""]
+    return " ".join(part for part in parts if part)
 
 
 def format_q(value: float) -> str:
