@@ -85,6 +85,14 @@ def test_stored_values_of_the_base_need_more_to_convict() -> None:
     assert verdicts(stored.judged)["latency"] == "AMBIGUOUS"
 
 
+def test_what_a_gate_finds_is_more_than_one_comparison_does() -> None:
+    """At a noise of 2 % a comparison of five processes misses 7 % more often than not, both stages find it."""
+    base, new = make_side(noisy(deviation=0.02, seed=1)), make_side(noisy(deviation=0.02, seed=2))
+    assert compare(base, new).detectable["latency"] > 0.07
+    found = decide(base, new, suspects(base, new), base, new)
+    assert 0.05 < found.detectable["latency"] < 0.075
+
+
 def test_memory_is_confirmed_without_a_test() -> None:
     def side(peak: int, count: int) -> object:
         changes = {"memory_source": "cuda_allocator", "peak_memory_bytes": peak * 2**20}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,9 +11,19 @@ import numpy as np
 
 from infsa_bench.analyze.baseline import Baseline, Cell
 from infsa_bench.analyze.compare import Comparison, compare
-from infsa_bench.analyze.decisions import ALPHA, STORED_ALPHA, Change, confirm, moments, screened
+from infsa_bench.analyze.decisions import (
+    ALPHA,
+    STORED_ALPHA,
+    Change,
+    Moments,
+    confirm,
+    detectable,
+    moments,
+    pooled,
+    screened,
+)
 from infsa_bench.analyze.metrics import MIN_REPLICATES, NOISY_METRICS, MetricName, Sample, log_margin, samples
-from infsa_bench.analyze.noise import Noise
+from infsa_bench.analyze.noise import FEWEST_CONFIRMING, TYPICAL_SUSPECTS, Noise
 from infsa_bench.analyze.outcomes import status
 from infsa_bench.analyze.verdict import Judged, Verdict
 
@@ -42,39 +53,70 @@ def restricted(side: Baseline, cells: Iterable[str]) -> Baseline:
 def suspects(base: Baseline, new: Baseline, noise: Noise | None = None) -> tuple[Suspect, ...]:
     """Return what may be worse: stage 1. A cell that failed needs no second look."""
     judged = {(item.cell, item.metric): item for item in compare(base, new, noise).judged}
-    mine, theirs = ({cell.name: cell for cell in side.cells} for side in (base, new))
     found: list[Suspect] = []
     for name, metric in NOISY_METRICS.items():
-        tested: list[str] = []
-        sides: list[tuple[Sample, Sample]] = []
-        for cell in sorted(mine):
-            item = judged.get((cell, name))
-            if item is None or item.verdict == "NOT_COMPARABLE":
-                continue
-            pair = (samples(name, mine[cell]), samples(name, theirs[cell]))
-            if _is_exact(pair) or min(len(sample.values) for sample in pair) < MIN_REPLICATES:
-                # By its margin, or by the noise of the machine.
-                if item.verdict == "REGRESSED" or _is_suspicious(item, is_higher_better=metric.is_higher_better):
-                    found.append(Suspect(cell=cell, metric=name))
-                continue
-            tested.append(cell)
-            sides.append(pair)
+        tested = _testable(base, new, name)
+        for (cell, of_metric), item in judged.items():
+            # By its margin, or by the noise of the machine.
+            if of_metric == name and cell not in tested and _is_suspicious(item):
+                found.append(Suspect(cell=cell, metric=name))
         if tested:
-            before, after = (moments([pair[side].logarithms for pair in sides]) for side in (0, 1))
-            margins = np.array([log_margin(metric, *pair) for pair in sides])
-            flagged = screened(before, after, margins)
+            margins = np.array([log_margin(metric, *pair) for pair in tested.values()])
+            flagged = screened(*_moments(tested.values()), margins)
             found += [Suspect(cell=cell, metric=name) for cell, is_one in zip(tested, flagged, strict=True) if is_one]
     return tuple(found)
+
+
+def _testable(base: Baseline, new: Baseline, metric: MetricName) -> dict[str, tuple[Sample, Sample]]:
+    """The samples of the cells that say themselves how sure they are, on both sides."""
+    comparable = {
+        item.cell for item in compare(base, new).judged if item.metric == metric and item.verdict != "NOT_COMPARABLE"
+    }
+    theirs = {cell.name: cell for cell in new.cells}
+    found = {}
+    for cell in base.cells:
+        if cell.name in comparable:
+            pair = (samples(metric, cell), samples(metric, theirs[cell.name]))
+            if not _is_exact(pair) and min(len(sample.values) for sample in pair) >= MIN_REPLICATES:
+                found[cell.name] = pair
+    return found
+
+
+def _moments(pairs: Iterable[tuple[Sample, Sample]]) -> tuple[Moments, Moments]:
+    pairs = list(pairs)
+    base, new = (moments([pair[side].logarithms for pair in pairs]) for side in (0, 1))
+    return base, new
+
+
+def gate_detectable(base: Baseline, new: Baseline, confirming: int) -> dict[str, float]:
+    """Return, by metric, the least worsening that both stages find four times in five, in the typical cell."""
+    found: dict[str, float] = {}
+    for name, metric in NOISY_METRICS.items():
+        tested = _testable(base, new, name)
+        if not tested:
+            continue
+        before, after = _moments(tested.values())
+        deviation = math.sqrt(float(np.median(pooled(before, after).variance)))
+        margin = statistics.median(log_margin(metric, *pair) for pair in tested.values())
+        counts = (float(np.median(before.count)), float(np.median(after.count)))
+        stages = (
+            detectable(deviation, sum(counts) - 2, *counts, margin, tests=1),
+            detectable(deviation, 2 * confirming - 2, confirming, confirming, margin, tests=TYPICAL_SUSPECTS),
+        )
+        found[name] = max(stages)
+    return found
 
 
 def _is_exact(pair: tuple[Sample, Sample]) -> bool:
     return all(sample.is_exact for sample in pair)
 
 
-def _is_suspicious(item: Judged, *, is_higher_better: bool) -> bool:
+def _is_suspicious(item: Judged) -> bool:
+    if item.verdict == "REGRESSED":
+        return True
     if item.p_value is None or item.ratio is None or item.p_value >= ALPHA:
         return False
-    return item.ratio < 1 if is_higher_better else item.ratio > 1
+    return item.ratio < 1 if NOISY_METRICS[item.metric].is_higher_better else item.ratio > 1
 
 
 def decide(
@@ -86,12 +128,15 @@ def decide(
     noise: Noise | None = None,
     *,
     is_base_stored: bool = False,
+    confirming: int = FEWEST_CONFIRMING,
 ) -> Comparison:
     """Return the verdicts of a gate: those of the suspects come from the second sides alone.
 
     With ``is_base_stored`` the base was not measured again, and its stored values stand in both stages.
+    ``confirming`` is the number of processes that suspects have.
     """
     first = compare(base, new, noise)
+    first = replace(first, detectable=first.detectable | gate_detectable(base, new, confirming))
     if not suspected or second_base is None or second_new is None:
         return replace(first, judged=tuple(_unless_suspected(item) for item in first.judged))
     cells = {suspect.cell for suspect in suspected}
@@ -140,7 +185,7 @@ def _confirm(
             sides.append(pair)
     if not tested:
         return decided
-    before, after = (moments([pair[side].logarithms for pair in sides]) for side in (0, 1))
+    before, after = _moments(sides)
     margins = np.array(
         [log_margin(NOISY_METRICS[suspect.metric], *pair) for suspect, pair in zip(tested, sides, strict=True)]
     )

@@ -100,7 +100,9 @@ def gate(request: GateRequest, console: Console) -> int:
         if suspected:
             second_new, second_base = measured.stage(2, [case for case in cases if case.cell in cells], confirming)
             second_base = restricted(stored, cells) if second_base is None else second_base
-    comparison = decide(base, new, suspected, second_base, second_new, noise, is_base_stored=other is None)
+    comparison = decide(
+        base, new, suspected, second_base, second_new, noise, is_base_stored=other is None, confirming=confirming
+    )
     code = comparison.exit_code(is_strict=request.strict, is_mismatch_allowed=request.allow_mismatch)
     manifest = GateManifest(
         created_utc=utc_now(),
