@@ -33,7 +33,7 @@ check: $(READY)  ## Formatting, lint, types, import rules, then the tests.
 bench: $(READY)  ## Time single attention layers, reference beside fast (ten minutes on two cores).
 	$(BIN)/infsa-bench layers
 
-calibrate: $(READY)  ## Simulate how often the regression gate is wrong (ten minutes).
+calibrate: $(READY)  ## Simulate how often the regression gate is wrong (five minutes).
 	$(BIN)/infsa-bench calibrate --out results/calibration
 
 soak: $(READY)  ## The tests in their long versions.

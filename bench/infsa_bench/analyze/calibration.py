@@ -87,10 +87,12 @@ class CalibrationRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Suite:
-    """Logarithms of times of all cells, with ``slow`` added to the first one's second side."""
+    """Logarithms of times of all cells, with ``slow`` added to the first one's second side; medians by process."""
 
     base: Array
     new: Array
+    base_medians: Array
+    new_medians: Array
     confirm: Callable[[Mask], tuple[Array, Array]]
     slow: float = 0.0
 
@@ -113,6 +115,7 @@ def calibrate(setup: Setup, deviation: float, rules: Iterable[str] | None = None
     for _ in range(setup.suites):
         deviations = deviation * np.exp(setup.cell_spread * generator.normal(size=setup.cells))
         base, new = (_iterations(setup, deviations, setup.screening, generator) for _ in range(2))
+        base_medians, new_medians = _medians(base), _medians(new)
         for slow in (0.0, *map(math.log1p, SLOWDOWNS)):
 
             def confirm(suspects: Mask, slow: float = slow, deviations: Array = deviations) -> tuple[Array, Array]:
@@ -120,9 +123,17 @@ def calibrate(setup: Setup, deviation: float, rules: Iterable[str] | None = None
                 sides[1] += np.where(np.flatnonzero(suspects) == 0, slow, 0.0)[:, None, None]
                 return sides[0], sides[1]
 
-            changed = new.copy()
+            changed, changed_medians = new.copy(), new_medians.copy()
             changed[0] += slow
-            suite = _Suite(base=base, new=changed, confirm=confirm, slow=slow)
+            changed_medians[0] += slow
+            suite = _Suite(
+                base=base,
+                new=changed,
+                base_medians=base_medians,
+                new_medians=changed_medians,
+                confirm=confirm,
+                slow=slow,
+            )
             for rule, decide in chosen.items():
                 counts[rule].take(suite, decide(suite))
     return [counts[rule].row(rule, deviation, setup.suites) for rule in chosen]
@@ -188,7 +199,7 @@ def _medians(times: Array) -> Array:
 
 def two_stages(suite: _Suite) -> _Flags:
     """Screen all cells, measure the suspects again, decide by the fresh values alone: what ``gate`` does."""
-    suspects = screened(moments(_medians(suite.base)), moments(_medians(suite.new)), MARGIN)
+    suspects = screened(moments(suite.base_medians), moments(suite.new_medians), MARGIN)
     worse = np.zeros(len(suspects), dtype=bool)
     if suspects.any():
         base, new = suite.confirm(suspects)
@@ -198,25 +209,23 @@ def two_stages(suite: _Suite) -> _Flags:
 
 def _two_stages_on_stored_base(suite: _Suite) -> _Flags:
     """The same where the base cannot be measured again: its stored values stand in both stages."""
-    stored = moments(_medians(suite.base))
-    suspects = screened(stored, moments(_medians(suite.new)), MARGIN)
+    stored = moments(suite.base_medians)
+    suspects = screened(stored, moments(suite.new_medians), MARGIN)
     worse = np.zeros(len(suspects), dtype=bool)
     if suspects.any():
         _, new = suite.confirm(suspects)
-        worse[suspects] = confirmed(
-            moments(_medians(suite.base[suspects])), moments(_medians(new)), MARGIN, STORED_ALPHA
-        )
+        worse[suspects] = confirmed(moments(suite.base_medians[suspects]), moments(_medians(new)), MARGIN, STORED_ALPHA)
     return _Flags(worse=worse, flagged=worse, suspects=int(suspects.sum()))
 
 
 def _screen_only(suite: _Suite) -> _Flags:
-    suspects = screened(moments(_medians(suite.base)), moments(_medians(suite.new)), MARGIN)
+    suspects = screened(moments(suite.base_medians), moments(suite.new_medians), MARGIN)
     return _Flags(worse=suspects, flagged=suspects)
 
 
 def moderated_tests(suite: _Suite) -> _Flags:
     """Judge two finished sides: what ``compare`` does."""
-    base, new = moments(_medians(suite.base)), moments(_medians(suite.new))
+    base, new = moments(suite.base_medians), moments(suite.new_medians)
     spread = pooled(base, new)
     result = change(base, new, moderated(spread, fit_prior(spread)), MARGIN)
     worse, better = (benjamini_hochberg(p_values) < ALPHA for p_values in (result.p_worse, result.p_better))
