@@ -118,6 +118,19 @@ def test_a_gate_can_be_resumed(gate) -> None:
     assert (gate.folder / "new-1" / "records.jsonl").read_bytes() == before
 
 
+def test_an_interrupted_gate_says_how_to_go_on(gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("infsa_bench.commands.gate.measure", interrupted)
+    result = gate("--format", "json")
+    assert result.code == 130
+    assert "with --resume --out results/gate" in result.out
+    gate.folder.parent.mkdir(exist_ok=True)
+    gate.folder.write_text("mine")
+    assert gate("--resume").code == 2
+
+
 def test_another_machine_is_told_before_anything_is_measured(gate, monkeypatch: pytest.MonkeyPatch) -> None:
     result = gate("--device", "cuda:0")
     assert result.code == 3

@@ -14,7 +14,7 @@ from infsa_bench.analyze.baseline import Baseline, load_side
 from infsa_bench.analyze.comparability import differences
 from infsa_bench.analyze.compare import Comparison
 from infsa_bench.analyze.gate import SCREENING_REPLICATES, Suspect, decide, measurable, restricted, suspects
-from infsa_bench.analyze.noise import FEWEST_CONFIRMING
+from infsa_bench.analyze.noise import FEWEST_CONFIRMING, Noise
 from infsa_bench.codec import encode
 from infsa_bench.commands.compare import FORMATS, find_noise, print_comparison
 from infsa_bench.commands.measuring import Build, build_called, build_in, measure, this_build
@@ -72,14 +72,23 @@ def gate(request: GateRequest, console: Console) -> int:
         SweepStoppedError: the device or the disk gave up.
     """
     stored = _checked(request)
+    noise = find_noise(request.noise, {request.baseline: stored})
+    out = request.out or Path("results") / f"gate-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    if out.exists() and not (out.is_dir() and (request.resume or not any(out.iterdir()))):
+        raise SpecError(f"{out} holds something already: add --resume to finish a gate, or choose another --out")
+    try:
+        return _run(request, stored, noise, out, console)
+    except KeyboardInterrupt:
+        line = f"interrupted; what is recorded is kept. To go on: the same command with --resume --out {out}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return 130
+
+
+def _run(request: GateRequest, stored: Baseline, noise: Noise | None, out: Path, console: Console) -> int:
     # What is read by a program stands alone.
     progress = Console(stderr=True) if request.form == "json" else console
-    noise = find_noise(request.noise, {request.baseline: stored})
     confirming = request.confirming or (noise.confirming_replicates if noise else FEWEST_CONFIRMING)
     settings = stored.settings if request.device is None else replace(stored.settings, device=request.device)
-    out = request.out or Path("results") / f"gate-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    if out.exists() and any(out.iterdir()) and not request.resume:
-        raise SpecError(f"{out} holds something already: add --resume to finish a gate, or choose another --out")
     with _base_build(request) as other:
         if other is None and not _is_comparable_here(stored, settings, request, progress):
             return 3
