@@ -2,7 +2,7 @@
 
 ``FAKE_TIMES`` in the environment says how many times longer than the usual 0.5 s its iterations take, with half a
 percent of noise between processes; ``FAKE_MECHANISM`` names the mechanism that this is about, all if it is not there;
-``FAKE_OOM`` names one that runs out of memory.
+``FAKE_OOM`` names one that runs out of memory, ``FAKE_UNKNOWN`` one that this build does not have.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ if __name__ == "__main__":
         fake_worker.main()
     else:
         import infsa_bench.commands.sweep
+        from infsa_models.registry import MECHANISMS
+
+        MECHANISMS.pop(os.environ.get("FAKE_UNKNOWN", ""), None)  # type: ignore[attr-defined]
         from infsa_bench.cli import main
 
         infsa_bench.commands.sweep.Launcher = lambda device: Launcher(device, command)  # type: ignore[assignment, misc]

@@ -97,6 +97,21 @@ def test_both_builds_are_measured_in_turns(gate) -> None:
     assert [replicate for _, replicate, _ in times] == sorted(replicate for _, replicate, _ in times)
 
 
+def test_a_mechanism_that_the_other_build_does_not_know_is_new(gate) -> None:
+    """As in the change that adds it: the others are compared all the same."""
+    result = gate("--base-cmd", shlex.join(["env", "FAKE_UNKNOWN=mlla", *shlex.split(BUILD_COMMAND)]))
+    assert result.code == 0, result.err + result.out
+    assert "base-1: infsa/mlla.reference/4L-64H/r224/b1/fp32/infer/eager is not known to this build" in result.out
+    assert "only in new-1: infsa/mlla.reference/4L-64H/r224" in result.out
+    assert "base-1: 2 cells in 3 processes" in result.out
+
+
+def test_what_this_build_does_not_know_is_refused(gate) -> None:
+    result = gate(FAKE_UNKNOWN="mlla")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "does not know all that base holds" in result.err
+
+
 def test_a_new_failure_fails_the_gate_at_once(gate) -> None:
     result = gate("--strict", "--format", "json", FAKE_OOM="softmax")
     assert result.code == 1, result.err

@@ -98,6 +98,7 @@ def _run(request: GateRequest, stored: Baseline, noise: Noise | None, out: Path,
             out=out,
             console=progress,
             allow_shared=request.allow_shared,
+            name=stored.name,
         )
         cases = [cell.case for cell in stored.cells]
         new, base = measured.stage(1, cases, request.screening)
@@ -188,6 +189,7 @@ class _Gate:
     out: Path
     console: Console
     allow_shared: bool
+    name: str
 
     def stage(self, number: int, cases: Sequence[Case], replicates: int) -> tuple[Baseline, Baseline | None]:
         """Measure cells in fresh processes, either build's in turns, and return both sides."""
@@ -195,15 +197,22 @@ class _Gate:
         if other is None:
             self._measure(new, number, cases, replicates)
             return load_side(self._folder(new, number)), None
+        known = cases
         for count in range(1, replicates + 1):
             # Who comes first takes turns, too: what the one leaves behind (heat, caches) the other meets.
             for build in (new, other) if count % 2 else (other, new):
-                self._measure(build, number, cases, count)
+                if build is new:
+                    self._measure(new, number, cases, count)
+                else:
+                    known = self._measure(other, number, known, count)
         return load_side(self._folder(new, number)), load_side(self._folder(other, number))
 
-    def _measure(self, build: Build, number: int, cases: Sequence[Case], replicates: int) -> None:
+    def _measure(self, build: Build, number: int, cases: Sequence[Case], replicates: int) -> Sequence[Case]:
         folder = self._folder(build, number)
-        measure(build, cases, self.settings, replicates, folder, self.console, allow_shared=self.allow_shared)
+        found = measure(build, cases, self.settings, replicates, folder, self.console, allow_shared=self.allow_shared)
+        if build is self.builds[0] and len(found) < len(cases):
+            raise SpecError(f"this infsa-bench does not know all that {self.name} holds; see {folder}.log")
+        return found
 
     def _folder(self, build: Build, number: int) -> Path:
         return self.out / f"{build.name}-{number}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -64,26 +65,44 @@ def measure(
     console: Console,
     *,
     allow_shared: bool = False,
-) -> None:
+) -> list[Case]:
     """Have ``build`` measure cells in ``replicates`` fresh processes each; what ``out`` has already stays.
 
+    Returns the cases that it measured: those whose names it does not know are left out, and said to be.
+
     Raises:
-        SpecError: the build refuses, or cannot be run.
+        SpecError: the build refuses for any other reason, or cannot be run.
         SweepStoppedError: its device or its disk gave up.
     """
     log = out.with_name(f"{out.name}.log")
-    for words in sweep_words(cases, settings):
-        command = [*build.command, "sweep", *words, "--replicates", str(replicates), "--out", str(out)]
-        if is_run(out):
-            command.append("--resume")
-        if allow_shared:
-            command.append("--allow-shared")
-        _run(command, build, log)
-    line = f"{out.name}: {len(cases)} cell{'' if len(cases) == 1 else 's'} in {replicates} processes"
+    unknown: list[Case] = []
+    todo = sweeps_of(cases)
+    while todo:
+        group = todo.pop(0)
+        command = [*build.command, "sweep", *_words(group, settings), "--replicates", str(replicates)]
+        command += ["--out", str(out), *(["--resume"] if is_run(out) else [])]
+        command += ["--allow-shared"] if allow_shared else []
+        if _run(command, build, log):
+            continue
+        mechanisms = dict.fromkeys(case.mechanism for case in group)
+        if len(mechanisms) > 1:
+            # Only one of them need be to blame.
+            todo = [[case for case in group if case.mechanism == one] for one in mechanisms] + todo
+        else:
+            unknown += group
+    measured = [case for case in cases if case not in unknown]
+    for case in unknown:
+        line = f"{out.name}: {case.cell} is not known to this build"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if not measured:
+        raise SpecError(f"the {build.name} build knows none of the cells; what it said is in {log}")
+    line = f"{out.name}: {len(measured)} cell{'' if len(measured) == 1 else 's'} in {replicates} processes"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return measured
 
 
-def _run(command: Sequence[str], build: Build, log: Path) -> None:
+def _run(command: Sequence[str], build: Build, log: Path) -> bool:
+    """Run a sweep to its end; False where the build does not know a name in it."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as output:
@@ -95,14 +114,29 @@ def _run(command: Sequence[str], build: Build, log: Path) -> None:
     except OSError as error:
         raise SpecError(f"{shlex.join(build.command)} cannot be run: {error.strerror or error}") from None
     if done.returncode == 0:
-        return
+        return True
     last = (log.read_text(encoding="utf-8", errors="backslashreplace").strip().splitlines() or [""])[-1]
     message = f"{build.name} build, exit {done.returncode}: {last}; all of it is in {log}"
     if done.returncode == 2:
+        if re.search(r"error: unknown (mechanism|implementation|option|config|dtype|execution) ", last):
+            return False
         raise SpecError(message)
     if done.returncode in (130, -2):
         raise KeyboardInterrupt
     raise SweepStoppedError(message)
+
+
+def sweeps_of(cases: Sequence[Case]) -> list[list[Case]]:
+    """Return the cases in as few groups as sweeps need to measure them and nothing else."""
+    models: dict[Case, list[Case]] = {}
+    for case in cases:
+        models.setdefault(replace(case, resolution=1, replicate=0, seed=0), []).append(case)
+    # Mechanisms that differ in nothing else are one sweep.
+    groups: dict[tuple[Case, frozenset[int]], list[Case]] = {}
+    for model, sizes in models.items():
+        grid = frozenset(case.resolution for case in sizes)
+        groups.setdefault((replace(model, mechanism=""), grid), []).extend(sizes)
+    return list(groups.values())
 
 
 def sweep_words(cases: Sequence[Case], settings: Settings) -> list[list[str]]:
@@ -111,27 +145,25 @@ def sweep_words(cases: Sequence[Case], settings: Settings) -> list[list[str]]:
     Raises:
         SpecError: the settings are of a protocol that this command line cannot ask for.
     """
-    common = [*protocol_words(settings.protocol), "--device", settings.device, "--seed", str(settings.seed)]
-    common += ["--energy", settings.energy, "--time-budget", "none", "--no-peaks"]
+    return [_words(group, settings) for group in sweeps_of(cases)]
+
+
+def _words(group: Sequence[Case], settings: Settings) -> list[str]:
+    """The options of the one sweep that covers these cells."""
+    case = group[0]
+    mechanisms = list(dict.fromkeys(case.mechanism for case in group))
+    resolutions = sorted({case.resolution for case in group})
+    words = ["--mechanisms", ",".join(mechanisms), "--impl", case.implementation, "--config", case.config]
+    words += ["--res", ",".join(map(str, resolutions)), "--batch-size", str(case.batch_size)]
+    words += ["--dtype", case.precision, "--phase", case.phase, "--execution", case.execution]
+    for mechanism in mechanisms:
+        for name, value in case.options:
+            words += ["--option", f"{mechanism}.{name}={value}"]
+    words += [*protocol_words(settings.protocol), "--device", settings.device, "--seed", str(settings.seed)]
+    words += ["--energy", settings.energy, "--time-budget", "none", "--no-peaks"]
     if settings.memory_limit_bytes is not None:
-        common += ["--memory-limit", str(settings.memory_limit_bytes)]
-    resolutions: dict[Case, set[int]] = {}
-    for case in cases:
-        resolutions.setdefault(replace(case, resolution=1, replicate=0, seed=0), set()).add(case.resolution)
-    # Mechanisms that differ in nothing else are one sweep.
-    groups: dict[tuple[Case, frozenset[int]], list[str]] = {}
-    for case, sides in resolutions.items():
-        groups.setdefault((replace(case, mechanism=""), frozenset(sides)), []).append(case.mechanism)
-    found = []
-    for (case, grid), mechanisms in groups.items():
-        words = ["--mechanisms", ",".join(mechanisms), "--impl", case.implementation, "--config", case.config]
-        words += ["--res", ",".join(map(str, sorted(grid))), "--batch-size", str(case.batch_size)]
-        words += ["--dtype", case.precision, "--phase", case.phase, "--execution", case.execution]
-        for mechanism in mechanisms:
-            for name, value in case.options:
-                words += ["--option", f"{mechanism}.{name}={value}"]
-        found.append([*words, *common])
-    return found
+        words += ["--memory-limit", str(settings.memory_limit_bytes)]
+    return words
 
 
 def protocol_words(protocol: Protocol) -> list[str]:
