@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep test check bench soak gpu
+.PHONY: help sweep test check bench calibrate soak gpu
 
 help:  ## List the targets.
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-9s %s\n", $$1, $$2 }'
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,9 @@ check: $(READY)  ## Formatting, lint, types, import rules, then the tests.
 
 bench: $(READY)  ## Time single attention layers, reference beside fast (ten minutes on two cores).
 	$(BIN)/infsa-bench layers
+
+calibrate: $(READY)  ## Simulate how often the regression gate is wrong (five minutes).
+	$(BIN)/infsa-bench calibrate --out results/calibration
 
 soak: $(READY)  ## The tests in their long versions.
 	$(BIN)/python -m pytest -m "not gpu"

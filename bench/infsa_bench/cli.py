@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints, sets the exit code; no logic.
 
-Exit codes: 0 done; 1 a check failed; 2 bad input; 5 the sweep had to stop early (device, disk); 130 interrupted.
+Exit codes: 0 done; 1 a check failed; 2 bad input; 5 the sweep had to stop early (device, disk); 130 interrupted; of
+comparisons 3 and 4 as well, see cli_regressions.py.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from infsa_bench import __version__
+from infsa_bench import __version__, cli_regressions
 from infsa_bench.errors import InfsaBenchError, SweepStoppedError
 
 # Wrong options and arguments. Of its usage errors typer names only this subclass under one name in all versions.
@@ -351,6 +352,9 @@ def _audit(
     from infsa_bench.commands.audit import audit
 
     raise typer.Exit(audit(path, paper, Console()))
+
+
+cli_regressions.register(app)
 
 
 def main() -> None:
