@@ -8,7 +8,7 @@ import io
 from collections.abc import Sequence
 
 from infsa_bench.analyze.calibration import CalibrationRow, Setup
-from infsa_bench.report.table import escape_markdown
+from infsa_bench.report.grid import escape_markdown
 from infsa_bench.report.units import significant
 
 COLUMNS = (

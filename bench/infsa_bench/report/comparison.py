@@ -13,7 +13,7 @@ from infsa_bench.analyze.verdict import Judged, Verdict
 from infsa_bench.codec import encode
 from infsa_bench.quoting import one_line
 from infsa_bench.record import SCHEMA_VERSION
-from infsa_bench.report.table import escape_markdown
+from infsa_bench.report.grid import escape_markdown
 from infsa_bench.report.units import format_bytes, format_percent, format_seconds, significant
 
 WORST = 10
