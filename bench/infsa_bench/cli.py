@@ -28,6 +28,29 @@ app = typer.Typer(
     help="Measure how attention mechanisms scale: latency, throughput and memory against image resolution.",
 )
 
+# Options that several commands have.
+Impl = Annotated[str | None, typer.Option(help="Implementations: reference, fast. GPU: fast, CPU: both.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="fp32, bf16, fp16, amp-bf16, amp-fp16. GPU: bf16, training amp-bf16; CPU: fp32."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda:N.")]
+Execution = Annotated[str, typer.Option(help="eager, compile, cuda-graph.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(help="[MECHANISM.]NAME=VALUE[,VALUE]: softmax.backend=flash,math; cls_prune=1. Repeatable."),
+]
+ProtocolName = Annotated[
+    str, typer.Option(help="quick, full (3 replicates), gate (5), paper (50 + 300 calls, amp-fp16).")
+]
+Replicates = Annotated[
+    int | None, typer.Option(help="Passes over all cells, each in a fresh process. Default: by protocol.")
+]
+Energy = Annotated[str, typer.Option(help="auto (by protocol), quick (3 trials of 2 s a cell), full (5 of 5 s), none.")]
+Seed = Annotated[int, typer.Option(help="Of weights and inputs.")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run: results/mine, reported in reports/mine.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its predictions; write nothing.")]
+
 
 def _program() -> tuple[str, ...]:
     """Return how this program was called, for commands that it tells the user to type."""
@@ -61,36 +84,24 @@ def _sweep(
     mechanisms: Annotated[
         str, typer.Option(help="Names, or package.module:Class, with commas; all for every one.")
     ] = "all",
-    impl: Annotated[str | None, typer.Option(help="Implementations: reference, fast. GPU: fast, CPU: both.")] = None,
+    impl: Impl = None,
     config: Annotated[str | None, typer.Option(help="4L-64H, 24L-16H. GPU: both, CPU: 4L-64H.")] = None,
     phase: Annotated[str, typer.Option(help="infer, train.")] = "infer",
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="fp32, bf16, fp16, amp-bf16, amp-fp16. GPU: bf16, training amp-bf16; CPU: fp32."),
-    ] = None,
+    dtype: Dtype = None,
     batch_size: Annotated[str, typer.Option(help="Images per batch; never changed silently.")] = "1",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda:N.")] = "auto",
-    execution: Annotated[str, typer.Option(help="eager, compile, cuda-graph.")] = "eager",
-    option: Annotated[
-        list[str] | None,
-        typer.Option(help="[MECHANISM.]NAME=VALUE[,VALUE]: softmax.backend=flash,math; cls_prune=1. Repeatable."),
-    ] = None,
-    protocol: Annotated[
-        str, typer.Option(help="quick, full (3 replicates), gate (5), paper (50 + 300 calls, amp-fp16).")
-    ] = "quick",
+    device: Device = "auto",
+    execution: Execution = "eager",
+    option: Options = None,
+    protocol: ProtocolName = "quick",
     warmup: Annotated[int | None, typer.Option(help="Exact number of warm-up calls.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Exact number of timed calls.")] = None,
-    replicates: Annotated[
-        int | None, typer.Option(help="Passes over all cells, each in a fresh process. Default: by protocol.")
-    ] = None,
-    energy: Annotated[
-        str, typer.Option(help="auto (by protocol), quick (3 trials of 2 s a cell), full (5 of 5 s), none.")
-    ] = "auto",
+    replicates: Replicates = None,
+    energy: Energy = "auto",
     time_budget: Annotated[
         str | None, typer.Option(help="For the whole sweep: 240, 90s, 4m, 2h or none. GPU: none, CPU: 4m.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights and inputs.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run: results/mine, reported in reports/mine.")] = None,
+    seed: Seed = 0,
+    out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Measure only what the run has no record of.")] = False,
     retry: Annotated[
         str | None, typer.Option(help="With --resume: again what ended so: killed,timeout,crash,skipped,...")
@@ -110,9 +121,7 @@ def _sweep(
     no_peaks: Annotated[
         bool, typer.Option("--no-peaks", help="Do not measure first what the device can do at its best.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and its predictions; write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Measure mechanisms across resolutions; every planned cell ends as one record."""
     from infsa_bench.commands.options import SweepRequest
@@ -154,20 +163,14 @@ def _sweep(
 @app.command("maxres")
 def _maxres(
     mechanism: Annotated[str, typer.Option(help="Names, or package.module:Class, with commas; all for every one.")],
-    impl: Annotated[str | None, typer.Option(help="Implementations: reference, fast. GPU: fast, CPU: both.")] = None,
+    impl: Impl = None,
     config: Annotated[str, typer.Option(help="4L-64H, 24L-16H.")] = "4L-64H",
     phase: Annotated[str, typer.Option(help="infer (one forward), train (one step).")] = "infer",
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="fp32, bf16, fp16, amp-bf16, amp-fp16. GPU: bf16, training amp-bf16; CPU: fp32."),
-    ] = None,
+    dtype: Dtype = None,
     batch_size: Annotated[str, typer.Option(help="Images per batch.")] = "1",
-    execution: Annotated[str, typer.Option(help="eager, compile, cuda-graph.")] = "eager",
-    option: Annotated[
-        list[str] | None,
-        typer.Option(help="[MECHANISM.]NAME=VALUE[,VALUE]: softmax.backend=flash,math; cls_prune=1. Repeatable."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda:N.")] = "auto",
+    execution: Execution = "eager",
+    option: Options = None,
+    device: Device = "auto",
     memory_limit: Annotated[
         str | None,
         typer.Option(help="Emulate a smaller device: 40GiB, 24GB. Default: none; CPU: 60 % of the free memory."),
@@ -175,8 +178,8 @@ def _maxres(
     max_res: Annotated[int, typer.Option(help="Largest image side to try.")] = 9216,
     step: Annotated[int, typer.Option(help="The answer is exact to so many pixels; a multiple of 16.")] = 64,
     cell_timeout: Annotated[str, typer.Option(help="For each probe: 60, 5m.")] = "60",
-    seed: Annotated[int, typer.Option(help="Of weights and inputs.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run: results/mine, reported in reports/mine.")] = None,
+    seed: Seed = 0,
+    out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in --out.")] = False,
     allow_shared: Annotated[
         bool, typer.Option("--allow-shared", help="Probe on a GPU that another sweep is using.")
@@ -211,7 +214,7 @@ def _maxres(
 
 @app.command("layers")
 def _layers(
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda:N.")] = "cpu",
+    device: Device = "cpu",
     mechanisms: Annotated[str, typer.Option(help="Names with commas; all for every one.")] = "all",
     heads: Annotated[str, typer.Option(help="Numbers of heads of the width of 1024.")] = "64,16",
     tokens: Annotated[str, typer.Option(help="A square grid and a class token each.")] = "197,1025,4097",
@@ -235,31 +238,20 @@ def _table1(
     measure: Annotated[
         bool, typer.Option("--measure", help="Measure exactly the cells that it needs first, into RUN.")
     ] = False,
-    impl: Annotated[str | None, typer.Option(help="Implementations: reference, fast. GPU: fast, CPU: both.")] = None,
+    impl: Impl = None,
     phase: Annotated[str, typer.Option(help="infer, train.")] = "infer,train",
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="fp32, bf16, fp16, amp-bf16, amp-fp16. GPU: bf16, training amp-bf16; CPU: fp32."),
-    ] = None,
-    execution: Annotated[str, typer.Option(help="eager, compile, cuda-graph.")] = "eager",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda:N.")] = "auto",
-    protocol: Annotated[
-        str, typer.Option(help="quick, full (3 replicates), gate (5), paper (50 + 300 calls, amp-fp16).")
-    ] = "quick",
-    replicates: Annotated[
-        int | None, typer.Option(help="Passes over all cells, each in a fresh process. Default: by protocol.")
-    ] = None,
-    energy: Annotated[
-        str, typer.Option(help="auto (by protocol), quick (3 trials of 2 s a cell), full (5 of 5 s), none.")
-    ] = "auto",
+    dtype: Dtype = None,
+    execution: Execution = "eager",
+    device: Device = "auto",
+    protocol: ProtocolName = "quick",
+    replicates: Replicates = None,
+    energy: Energy = "auto",
     time_budget: Annotated[
         str | None, typer.Option(help="For all cells: 240, 90s, 4m, 2h or none. GPU: none, CPU: 4m.")
     ] = None,
     memory_limit: Annotated[str | None, typer.Option(help="Emulate a smaller device: 40GiB, 24GB.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Measure only what RUN has no record of.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and its predictions; write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Set the paper's Table 1 beside a run, measured if asked for, with what of it carries over."""
     from infsa_bench.commands.options import SweepRequest
@@ -317,7 +309,7 @@ def _report(
 
 @app.command("doctor")
 def _doctor(
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda:N.")] = "auto",
+    device: Device = "auto",
     selfcheck: Annotated[
         bool, typer.Option("--selfcheck", help="Try the meters out as well; exit 1 if one fails. Takes minutes.")
     ] = False,
@@ -330,7 +322,7 @@ def _doctor(
 
 @app.command("peaks")
 def _peaks(
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda:N.")] = "auto",
+    device: Device = "auto",
     out: Annotated[
         Path | None, typer.Option(help="Folder of a run made on this device without them, to store them in.")
     ] = None,
