@@ -83,8 +83,8 @@ def describe_sides(table: Table1) -> list[str]:
     differences = {row.difference for row in table.rows if row.difference}
     if differences:
         lines.append(
-            "Ratios are ours over theirs; where they are said to be of other hardware or precision, they rank machines, "
-            "not models; what carries over stands under Claims"
+            "Ratios are ours over theirs; where they are said to be of other hardware or precision, they rank "
+            "machines, not models; what carries over stands under Claims"
         )
     energies = {row.theirs.energy_kind for row in table.rows} | {row.ours.energy_kind for row in table.rows}
     if "assumed" in energies:
