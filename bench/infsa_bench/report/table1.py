@@ -83,7 +83,7 @@ def describe_sides(table: Table1) -> list[str]:
     differences = {row.difference for row in table.rows if row.difference}
     if differences:
         lines.append(
-            "Ratios are ours over theirs; where the column compared says other hardware or precision, they rank "
+            "Ratios are ours over theirs; where they are said to be of other hardware or precision, they rank "
             "machines, not models; what carries over stands under Claims"
         )
     energies = {row.theirs.energy_kind for row in table.rows} | {row.ours.energy_kind for row in table.rows}
@@ -268,7 +268,11 @@ def _named(grid: Grid, table: Table1, rows: Sequence[Row], *, is_short: bool = F
         return heads.get(column, f"{base}, {theirs}" if comma else base)
 
     columns, left = tuple(map(head, grid.columns)), frozenset(map(head, grid.left))
-    return Grid(title=grid.title, columns=columns, rows=grid.rows, left=left)
+    title = grid.title
+    if is_short and (found := dict.fromkeys(row.difference for row in rows if row.difference)):
+        # There is no room for the column that says so of each row.
+        title += f"; ratios: {', '.join(found)}"
+    return Grid(title=title, columns=columns, rows=grid.rows, left=left)
 
 
 def _assumed(cells: Sequence[SideCell]) -> str:
