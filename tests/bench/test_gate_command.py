@@ -261,6 +261,8 @@ def test_this_machine_against_itself_and_against_more_work(
     (run.folder / "slowed.py").write_text(SLOWED)
     paths = [str(run.folder), *(str(ROOT / folder) for folder in ("bench", "models"))]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    # Threads that wait for each other take ten times as long as soon as anything else wants a core.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = ["sweep", "--mechanisms", "softmax,slowed:Slowed", "--impl", "reference", "--res", "64", "--device", "cpu"]
     words += ["--replicates", "3", "--energy", "none", "--no-peaks", "--time-budget", "none"]
     base_command = [sys.executable, "-m", "infsa_bench"]
