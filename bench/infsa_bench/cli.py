@@ -121,6 +121,9 @@ def _sweep(
     no_peaks: Annotated[
         bool, typer.Option("--no-peaks", help="Do not measure first what the device can do at its best.")
     ] = False,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Record only; infsa-bench report renders the run later.")
+    ] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Measure mechanisms across resolutions; every planned cell ends as one record."""
@@ -152,6 +155,7 @@ def _sweep(
         memory_limit=memory_limit,
         prune=not no_prune,
         peaks=not no_peaks,
+        report=not no_report,
         allow_shared=allow_shared,
         dry_run=dry_run,
         program=_program(),

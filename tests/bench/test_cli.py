@@ -608,6 +608,16 @@ def test_a_report_folder_that_cannot_be_is_refused_first(run_fake: CommandLine) 
     assert not (run_fake.folder / "results").exists()
 
 
+def test_a_report_can_be_left_for_later(run_fake: CommandLine) -> None:
+    words = ["sweep", "--res", "32", "--mechanisms", "softmax", "--device", "cpu", "--out", "results/x", "--no-report"]
+    result = run_fake(*words)
+    assert (result.code, len(load(run_fake.folder / "results/x").records)) == (0, 1)
+    assert "records: results/x" in result.out
+    assert not (run_fake.folder / "reports").exists()
+    assert run_fake("report", "results/x").code == 0
+    assert (run_fake.folder / "reports/x/index.html").is_file()
+
+
 def test_a_report_that_cannot_be_written_loses_no_record(
     run_fake: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

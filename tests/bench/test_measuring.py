@@ -90,3 +90,18 @@ def test_what_goes_wrong_is_told_with_its_log(tmp_path: Path) -> None:
         with pytest.raises(kind, match=expected):
             measure(Build(name="base", command=words), [make_case()], SETTINGS, 1, tmp_path / "run", console)
     assert "$ /does/not/exist sweep" in (tmp_path / "run.log").read_text()
+
+
+def test_no_time_goes_into_reports(tmp_path: Path) -> None:
+    """Of a build that can do without; one that cannot is not asked to."""
+    out = tmp_path / "run"
+    console = Console(quiet=True)
+    assert measure(fake_build(), [make_case()], SETTINGS, 1, out, console) == [make_case()]
+    assert (out / "records.jsonl").is_file()
+    assert not (out / "report").exists()
+    assert "--no-report" in (tmp_path / "run.log").read_text()
+    script = tmp_path / "older.py"
+    script.write_text("import sys\nif '--help' not in sys.argv: assert '--no-report' not in sys.argv\n")
+    older = Build(name="base", command=(sys.executable, str(script)))
+    measure(older, [make_case()], SETTINGS, 1, tmp_path / "old", console)
+    assert "--no-report" not in (tmp_path / "old.log").read_text()

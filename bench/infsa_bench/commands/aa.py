@@ -15,7 +15,7 @@ from infsa_bench.analyze.baseline import Baseline, load_side
 from infsa_bench.analyze.compare import compare
 from infsa_bench.analyze.metrics import MIN_REPLICATES
 from infsa_bench.analyze.noise import NOISE, Noise, noise_of, write_noise
-from infsa_bench.commands.measuring import this_build
+from infsa_bench.commands.measuring import NO_REPORT, this_build
 from infsa_bench.errors import SpecError, SweepStoppedError
 from infsa_bench.report.units import format_percent
 from infsa_bench.store import is_run
@@ -55,7 +55,8 @@ def _sweep(words: Sequence[str], replicates: int, out: Path) -> None:
     if is_run(out):
         raise SpecError(f"{out} holds a run already: take it with --from, or choose another --out")
     command = [*this_build().command, "sweep", *([] if "--protocol" in words else ["--protocol", "gate"]), *words]
-    command += ["--replicates", str(replicates), "--time-budget", "none", "--no-peaks", "--out", str(out)]
+    command += ["--replicates", str(replicates), "--time-budget", "none", "--no-peaks", NO_REPORT]
+    command += ["--out", str(out)]
     code = subprocess.run(command, check=False).returncode
     if code in (130, -2):
         raise KeyboardInterrupt

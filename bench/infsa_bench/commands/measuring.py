@@ -18,6 +18,9 @@ from infsa_bench.protocol import PROTOCOLS, Protocol
 from infsa_bench.spec import Case
 from infsa_bench.store import Settings, is_run
 
+NO_REPORT = "--no-report"
+"""Rendering takes longer than measuring a small cell."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
@@ -76,12 +79,14 @@ def measure(
     """
     log = out.with_name(f"{out.name}.log")
     unknown: list[Case] = []
+    options = _known_options(build)
     todo = sweeps_of(cases)
     while todo:
         group = todo.pop(0)
         command = [*build.command, "sweep", *_words(group, settings), "--replicates", str(replicates)]
         command += ["--out", str(out), *(["--resume"] if is_run(out) else [])]
         command += ["--allow-shared"] if allow_shared else []
+        command += [NO_REPORT] if NO_REPORT in options else []
         if _run(command, build, log):
             continue
         mechanisms = dict.fromkeys(case.mechanism for case in group)
@@ -99,6 +104,17 @@ def measure(
     line = f"{out.name}: {len(measured)} cell{'' if len(measured) == 1 else 's'} in {replicates} processes"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
     return measured
+
+
+def _known_options(build: Build) -> str:
+    """Return what a build says of the options of its sweep: an older one has not all of them; nothing if it fails."""
+    command = [*build.command, "sweep", "--help"]
+    environment = {**os.environ, **build.environment, "COLUMNS": "200"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    except OSError:
+        return ""
+    return done.stdout
 
 
 def _run(command: Sequence[str], build: Build, log: Path) -> bool:

@@ -51,7 +51,7 @@ def _words(name: str, value: Any) -> list[str]:
     flag = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
         # The command line has only the unusual one of the two.
-        unusual = {"prune": "--no-prune", "peaks": "--no-peaks"}
+        unusual = {"prune": "--no-prune", "peaks": "--no-peaks", "report": "--no-report"}
         return [unusual.get(name, flag)] if value != (name in unusual) else []
     values = value if isinstance(value, tuple) else () if value is None else (value,)
     return [f"{flag}={each}" for each in values]

@@ -71,6 +71,7 @@ class SweepRequest:
     memory_limit: str | None = None
     prune: bool = True
     peaks: bool = True
+    report: bool = True
     allow_shared: bool = False
     dry_run: bool = False
     program: tuple[str, ...] = ("infsa-bench",)

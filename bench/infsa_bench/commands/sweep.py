@@ -56,10 +56,11 @@ def sweep(request: SweepRequest, console: Console) -> int:
         return 0
     if out is None:
         return INTERRUPTED
-    try:
-        report_run(out, console)
-    except SpecError as error:
-        raise SweepStoppedError(f"all cells are recorded in {out}, but {error}") from error
+    if request.report:
+        try:
+            report_run(out, console)
+        except SpecError as error:
+            raise SweepStoppedError(f"all cells are recorded in {out}, but {error}") from error
     console.print(f"records: {out}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
