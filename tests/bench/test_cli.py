@@ -611,7 +611,7 @@ def test_a_report_folder_that_cannot_be_is_refused_first(run_fake: CommandLine) 
 def test_a_report_that_cannot_be_written_loses_no_record(
     run_fake: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*arguments: object) -> None:
+    def full(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("infsa_bench.commands.report.render_page", full)
