@@ -621,7 +621,7 @@ def test_a_report_can_be_left_for_later(run_fake: CommandLine) -> None:
 def test_a_report_that_cannot_be_written_loses_no_record(
     run_fake: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*arguments: object) -> None:
+    def full(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("infsa_bench.commands.report.render_page", full)
