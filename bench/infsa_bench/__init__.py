@@ -21,7 +21,7 @@ from infsa_models import __version__
 
 if TYPE_CHECKING:
     from infsa_bench.analyze.run import Run, load_run
-    from infsa_bench.commands.notebook import run_sweep
+    from infsa_bench.commands.api import run_sweep
     from infsa_bench.report import figures
 
 __all__ = ["Run", "__version__", "figures", "load_run", "run_sweep"]
@@ -29,7 +29,7 @@ __all__ = ["Run", "__version__", "figures", "load_run", "run_sweep"]
 _PLACES = {
     "Run": "infsa_bench.analyze.run:Run",
     "load_run": "infsa_bench.analyze.run:load_run",
-    "run_sweep": "infsa_bench.commands.notebook:run_sweep",
+    "run_sweep": "infsa_bench.commands.api:run_sweep",
     "figures": "infsa_bench.report.figures:",
 }
 

@@ -282,7 +282,8 @@ def _table1(
         against=against,
         form=form,
         is_ablation=ablation,
-        sweep=request if measure or dry_run or resume else None,
+        is_measured=measure,
+        sweep=request,
     )
     raise typer.Exit(print_table(table_request, Console()))
 

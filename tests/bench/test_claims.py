@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_records import make_failure, make_record
+from sample_records import make_energy, make_failure, make_measurement, make_record
 from scipy import stats
-from table1_records import GIB, measured, run_of, table1_records
+from table1_records import GIB, H200, measured, run_of, table1_records
 
 from infsa_bench.analyze.claims import Claim, Shown, claims, kendall_tau, ratio
 from infsa_bench.analyze.sides import Estimate, Side, paper_side, sides_of
@@ -118,6 +118,81 @@ def largest(names: dict[str, str], **changes: object) -> list[Record]:
     return records
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(12.0, 14.0, "reproduced"), (15.0, 17.0, "not reproduced"), (5.0, 20.0, "not testable")],
+)
+def test_an_interval_that_holds_everything_shows_nothing(low: float, high: float, verdict: str) -> None:
+    """Either side's: swapping them changes no verdict."""
+    side = side_of(inferred({"softmax": 0.134, "infsa-linear": 0.010}))
+    key = ("4L-64H", "softmax", "infer", 1024)
+    softmax = dataclasses.replace(
+        side.cells[key], latency_seconds=Estimate(value=0.01 * (low + high) / 2, low=0.01 * low, high=0.01 * high)
+    )
+    linear_key = ("4L-64H", "infsa-linear", "infer", 1024)
+    linear = dataclasses.replace(side.cells[linear_key], latency_seconds=Estimate(value=0.01))
+    side = dataclasses.replace(side, cells={key: softmax, linear_key: linear})
+    for ours, theirs in ((side, PAPER), (PAPER, side)):
+        (claim,) = (each for each in claims(ours, theirs) if (each.kind, each.config) == ("speedup", "4L-64H"))
+        assert claim.verdict == verdict
+        assert claim.remark == ("the interval is too wide to tell" if verdict == "not testable" else "")
+
+
+def test_a_number_without_an_interval_says_so() -> None:
+    records = [
+        make_record(make_measurement([seconds] * 3), mechanism=name, resolution=1024)
+        for name, seconds in (("softmax", 0.134), ("infsa-linear", 0.01))
+    ]
+    claim = the_claim("speedup", records)
+    assert (claim.verdict, claim.remark) == ("reproduced", "ours has no interval")
+
+
+def test_running_out_of_less_memory_shows_nothing() -> None:
+    """Nine failures on a card of 8 GiB, or in 2 GiB emulated, say nothing of one of 40 GB; fitting there does."""
+    failed = [record for name in MECHANISMS for record in largest({name: "oom"})]
+    small = dataclasses.replace(H200, device_memory_bytes=8 * GIB)
+    a40 = dataclasses.replace(H200, device_memory_bytes=42_505_273_344)
+    for kind in ("completes", "completes in 40 GiB"):
+        for environment, verdict in ((small, "not testable"), (a40, "not reproduced"), (H200, "not reproduced")):
+            (side,) = sides_of(run_of(failed, environment))
+            (claim,) = (each for each in claims(side, PAPER) if (each.kind, each.config) == (kind, "4L-64H"))
+            assert claim.verdict == verdict
+        (side,) = sides_of(run_of(failed))
+        emulated = dataclasses.replace(side, emulated_memory_bytes=2 * GIB)
+        (claim,) = (each for each in claims(emulated, PAPER) if (each.kind, each.config) == (kind, "4L-64H"))
+        assert (claim.verdict, claim.remark) == ("not testable", "unknown for all")
+    (fits,) = sides_of(run_of(largest({"softmax": "ok"}, nvml_process_bytes=50 * GIB), small))
+    (claim,) = (each for each in claims(fits, PAPER) if (each.kind, each.config) == ("completes in 40 GiB", "4L-64H"))
+    assert claim.ours == Shown(names=("softmax",))
+
+
+def test_another_ending_before_9216_shows_nothing() -> None:
+    axes = {"mechanism": "softmax", "precision": "bf16"}
+    for ending in ("timeout", "skipped"):
+        records = [measured(1.0, resolution=1024, **axes), make_record(make_failure(ending), resolution=4096, **axes)]  # type: ignore[arg-type]
+        assert the_claim("completes", records).ours is None
+
+
+def test_training_and_inference_that_cannot_be_told_apart() -> None:
+    """A hundredth of a percent is no order; without intervals the numbers decide."""
+    for factor, expected in ((1.0001, None), (1.1, ()), (0.9, ("softmax",))):
+        records = [
+            measured(0.010, resolution=1024, precision="fp32"),
+            measured(0.010 * factor, resolution=1024, precision="fp32", phase="train"),
+        ]
+        shown = the_claim("slower in inference", records).ours
+        assert (None if shown is None else shown.names) == expected
+
+
+def test_energy_of_low_confidence_is_said() -> None:
+    energies = [make_energy(doubts=("shared",)), make_energy()]
+    records = [
+        make_record(make_measurement([seconds] * 30, energy=energy), mechanism=name, resolution=1024)
+        for name, seconds, energy in zip(("softmax", "infsa-linear"), (0.1, 0.01), energies, strict=True)
+    ]
+    assert the_claim("energy", records).remark.startswith("energy of low confidence; published")
+
+
 def test_who_completes_the_largest_size() -> None:
     as_published = {name: "ok" if name == "infsa-linear" else "oom" for name in MECHANISMS}
     assert the_claim("completes", largest(as_published)).verdict == "reproduced"
@@ -205,7 +280,7 @@ def test_exponents() -> None:
     assert short.verdict == "not testable"
     assert short.remark.startswith("range too short: 4 sizes, 197 to 2,305 tokens, over which the FLOPs grow with")
     none = the_claim("exponent", growing("softmax", 2), mechanism="mlla")
-    assert (none.verdict, none.ours, none.remark) == ("not testable", None, "needs three sizes or more")
+    assert (none.verdict, none.ours, none.remark) == ("not testable", None, "needs 3 sizes that are not launch-bound")
 
 
 def test_ratios_take_both_intervals() -> None:
@@ -221,6 +296,6 @@ def test_swapping_the_sides_swaps_what_they_show() -> None:
     there, back = claims(side, PAPER), claims(PAPER, side)
     for claim, swapped in zip(there, back, strict=True):
         if claim.kind != "exponent":
-            assert (claim.ours, claim.theirs) == (swapped.theirs, swapped.ours)
+            assert (claim.ours, claim.theirs, claim.verdict) == (swapped.theirs, swapped.ours, swapped.verdict)
     assert len({(claim.kind, claim.config, claim.mechanism) for claim in there}) == len(there)
     assert all(claim.config in CONFIGS for claim in itertools.chain(there, back))

@@ -79,6 +79,12 @@ def test_only_the_asymptotic_part_counts() -> None:
     assert found.value == pytest.approx(1, abs=0.002)
 
 
+def test_of_a_series_with_wide_steps_the_last_three_count() -> None:
+    found = the_latency(series(lambda tokens: 1e-3 * tokens, sides=(224, 384, 512, 1024, 9216)))
+    assert (found.points, found.tokens_low, found.tokens_high) == (3, 32**2 + 1, 576**2 + 1)
+    assert the_scaling(series(float, sides=(224, 9216))).latency is None
+
+
 def test_launch_bound_points_do_not_count() -> None:
     records = series(lambda tokens: 1e-3 * tokens, sides=(512, 768, 1024, 1536))
     bound = make_record(make_measurement([9.0], launch_bound=True), resolution=448)

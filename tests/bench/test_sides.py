@@ -13,6 +13,7 @@ from infsa_models.registry import CONFIGS, MECHANISMS
 
 def test_the_paper_is_a_side_with_assumed_energy() -> None:
     paper = paper_side()
+    assert not sides_of(run_of([measured(0.1, implementation="as published")]))[0].is_paper
     assert (paper.title, paper.device, paper.is_paper) == ("paper", "NVIDIA A100 40 GB", True)
     assert len(paper.cells) == 39
     cell = paper.cell("4L-64H", "infsa-linear", "infer", 1024)
@@ -66,6 +67,27 @@ def test_each_implementation_execution_and_precision_is_a_side() -> None:
     ]
 
 
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_a_precision_is_of_a_phase(is_reversed: bool) -> None:
+    """What is trained under autocast goes with inference in its half precision; inference under autocast does not."""
+    records = [
+        measured(0.02, precision="bf16", resolution=1024),
+        measured(0.05, precision="amp-bf16", resolution=1024),
+        measured(0.09, precision="amp-bf16", resolution=1024, phase="train"),
+    ]
+    sides = sides_of(run_of(records[::-1] if is_reversed else records))
+    latencies = {
+        cell.precision: cell.latency_seconds.value
+        for side in sides
+        for (_, _, phase, _), cell in side.cells.items()
+        if phase == "infer" and cell.latency_seconds is not None
+    }
+    assert latencies == {"bf16": pytest.approx(0.02), "amp-bf16": pytest.approx(0.05)}
+    assert sorted(len(side.cells) for side in sides) == [1, 2]
+    (with_training,) = (side for side in sides if len(side.cells) == 2)
+    assert with_training.cell("4L-64H", "softmax", "train", 1024).status == "ok"
+
+
 def test_two_machines_are_two_sides() -> None:
     run = run_of([measured(0.1)])
     other = dataclasses.replace(measured(0.2), environment=A100.key)
@@ -87,7 +109,7 @@ def test_other_cells_are_no_part_of_it() -> None:
     ]
     (side,) = sides_of(run_of([alone, *others]))
     assert list(side.cells) == [("4L-64H", "softmax", "infer", 224)]
-    with pytest.raises(SpecError, match="has no cell of one image a batch, without options"):
+    with pytest.raises(SpecError, match="has no cell of the nine mechanisms, with one image a batch and no options"):
         sides_of(run_of(others))
 
 

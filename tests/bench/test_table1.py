@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from table1_records import A100, measured, run_of, table1_records
 
 from infsa_bench.analyze.sides import paper_side, sides_of
-from infsa_bench.analyze.table1 import STRESS_CELLS, TABLE_CELLS, Row, Table1, table1
+from infsa_bench.analyze.table1 import STRESS_CELLS, TABLE_CELLS, Row, Table1, table1, tables_beside_paper
 from infsa_bench.machine import Environment
 from infsa_bench.record import Record
 
@@ -76,6 +78,8 @@ def test_ratios_are_ours_over_theirs() -> None:
         (A100, "bf16", "other precision"),
         (None, "amp-fp16", "other hardware"),
         (None, "bf16", "other hardware and precision"),
+        (dataclasses.replace(A100, device_name="NVIDIA A100-PCIE-40GB"), "amp-fp16", ""),
+        (dataclasses.replace(A100, device_name="NVIDIA A100-SXM4-80GB"), "amp-fp16", "other hardware"),
     ],
 )
 def test_absolute_numbers_compare_on_the_same_gpu_only(
@@ -84,6 +88,22 @@ def test_absolute_numbers_compare_on_the_same_gpu_only(
     table = beside_the_paper([measured(0.05, resolution=1024, precision=precision)], environment)
     assert the_row(table, "softmax").difference == difference
     assert the_row(table, "mlla").difference == ""  # nothing to compare
+
+
+def test_two_runs_differ_in_more_than_hardware() -> None:
+    (fast,) = sides_of(run_of([measured(0.05, resolution=1024, implementation="fast")]))
+    (reference,) = sides_of(run_of([measured(0.05, resolution=1024, execution="compile")]))
+    smaller = dataclasses.replace(fast, emulated_memory_bytes=2**30)
+    assert the_row(table1(fast, fast), "softmax").difference == ""
+    assert the_row(table1(fast, reference), "softmax").difference == "other implementation and execution"
+    assert the_row(table1(fast, smaller), "softmax").difference == "other memory limit"
+
+
+def test_only_a_run_with_some_cell_of_it_has_a_table() -> None:
+    stress = measured(5.0, mechanism="infsa-linear", resolution=9216)
+    assert len(tables_beside_paper(run_of([stress]))) == 1
+    assert tables_beside_paper(run_of([measured(0.1, resolution=224)])) == []
+    assert tables_beside_paper(run_of([measured(0.1, resolution=1024, batch_size=2)])) == []
 
 
 def test_linear_mechanisms_that_are_close_are_marked() -> None:

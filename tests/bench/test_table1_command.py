@@ -65,6 +65,9 @@ def test_a_committed_run_beside_the_paper(run: CommandLine) -> None:
         (["paper", "--against", "nowhere"], "nowhere is no run"),
         (["paper", "--measure"], "the paper's cells were measured by its authors"),
         (["paper", "--ablation"], "--ablation sets a run beside the paper"),
+        (["paper", "--replicates", "3"], "--replicates: only together with --measure"),
+        (["paper", "--impl", "fast", "--resume"], "--impl, --resume: only together with --measure"),
+        (["paper", "--dry-run"], "--dry-run: only together with --measure"),
         (["--measure", "--phase", "test"], "unknown phase 'test'"),
         (["--measure", "--device", "tpu"], "unknown device 'tpu'"),
         (["--measure", "--impl", "fastest"], "unknown implementation 'fastest'"),
@@ -125,11 +128,20 @@ def test_measuring_prints_the_table_and_writes_the_report(run: CommandLine) -> N
     assert "39 cells planned" in result.err
 
 
+def test_the_paper_beside_each_side_of_a_run_and_a_run_beside_the_most_similar(run: CommandLine) -> None:
+    (folder,) = COMMITTED.glob("cpu-*")
+    for words in (["paper", "--against", str(folder)], [str(folder), "--against", str(folder)]):
+        tables = json.loads(run("table1", *words, "--format", "json").out)["tables"]
+        pairs = [(table["ours"]["implementation"], table["theirs"]["implementation"]) for table in tables]
+        expected = ["as published"] * 2 if words[0] == "paper" else ["reference", "fast"]
+        assert pairs == list(zip(expected, ("reference", "fast"), strict=True))
+
+
 def test_measuring_goes_on_where_it_stopped(run: CommandLine) -> None:
     words = ["table1", "results/mine", "--measure", "--device", "cuda:0", "--energy", "none"]
     assert run(*words, "--phase", "infer").code == 0
     assert len(load(run.folder / "results/mine").records) == 20
-    assert "holds a run already: add --resume" in run(*words).err
+    assert "holds a run already: add --resume to finish it, or choose another folder" in run(*words).err
     assert run(*words, "--resume").code == 0
     assert len(load(run.folder / "results/mine").records) == 39
 
@@ -150,7 +162,7 @@ def test_the_ablation_is_measured_and_shown(run: CommandLine) -> None:
     assert "Ablation of infsa-linear (fast)" in result.out
     for form in ("md", "csv", "tex", "json"):
         assert run("table1", "results/mine", "--ablation", "--format", form).code == 0
-    assert "nothing for Table 1" in run("table1", "results/mine").err
+    assert "has no cell of the nine mechanisms, with one image a batch" in run("table1", "results/mine").err
 
 
 def test_a_run_without_the_ablation_says_how_to_get_it(run: CommandLine) -> None:
@@ -198,7 +210,9 @@ def test_python_says_what_is_wrong(run: CommandLine, capfd: pytest.CaptureFixtur
         infsa_bench.run_sweep(resolution=224)
     with pytest.raises(SpecError, match="is no run"):
         infsa_bench.load_run("nowhere")
-    infsa_bench.run_sweep(res=224, mechanisms="softmax", device="cuda:0", out="results/quiet", is_quiet=True)
+    words = {"mechanisms": "softmax", "impl": "fast", "option": "backend=math"}
+    quiet = infsa_bench.run_sweep(res=224, device="cuda:0", out="results/quiet", is_quiet=True, **words)
+    assert {row.case.options for row in quiet.rows} == {(("backend", "math"),)}
     assert capfd.readouterr() == ("", "")
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from table1_records import measured, run_of, table1_records
 
 from infsa_bench.analyze.ablation import ablation
-from infsa_bench.analyze.sides import paper_side, sides_of
+from infsa_bench.analyze.sides import Estimate, paper_side, sides_of
 from infsa_bench.analyze.table1 import Table1, table1
 from infsa_bench.report.ablation import ablation_csv, ablation_json, ablation_latex, ablation_markdown
 from infsa_bench.report.grid import Grid, escape_latex, grid_latex, grid_markdown
@@ -64,6 +64,34 @@ def test_golden_terminal(golden: Callable[[str, str], None]) -> None:
     text = terminal(fixed_tables())
     golden("table1.txt", text)
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_very_wide_terminal_has_every_column() -> None:
+    wide = terminal([table1(PAPER, PAPER)], width=260)
+    assert "W, paper" in wide
+    assert "Implied power" not in wide
+    narrow = " ".join(terminal([table1(PAPER, PAPER)]).split())
+    assert (
+        "Implied power, J/image over latency: inference, ours: 199 .. 201 W; inference, paper: 199 .. 201 W" in narrow
+    )
+    assert "column" not in narrow
+
+
+def test_notes_stand_where_there_is_something_to_note() -> None:
+    (side, *_) = sides_of(run_of([measured(0.1, resolution=1024, implementation="reference")]))
+    text = terminal([table1(side, PAPER)])
+    assert "†" not in text
+    assert "Kernels: PyTorch operators: softmax" in text
+    assert "†" in terminal(fixed_tables())
+
+
+def test_the_farther_end_of_an_interval_counts() -> None:
+    (side, *_) = sides_of(run_of([measured(0.1, resolution=1024)]))
+    (key,) = side.cells
+    for low, high in ((0.098, 0.101), (0.099, 0.102)):
+        cell = dataclasses.replace(side.cells[key], latency_seconds=Estimate(value=0.1, low=low, high=high))
+        text = terminal([table1(dataclasses.replace(side, cells={key: cell}), PAPER)])
+        assert re.search(r"^softmax +100 ms +2\.0 ", text, re.MULTILINE)
 
 
 def test_golden_paper(golden: Callable[[str, str], None]) -> None:

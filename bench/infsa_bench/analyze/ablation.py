@@ -5,16 +5,17 @@ Its claim is that neither rho nor the activation costs measurable time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from infsa_bench.analyze.claims import PROPOSED
 from infsa_bench.analyze.run import Run
-from infsa_bench.analyze.sides import Estimate
+from infsa_bench.analyze.sides import Estimate, precision_pairs
 from infsa_bench.analyze.summary import SummaryRow
 from infsa_bench.errors import SpecError
 from infsa_bench.paper import ABLATION_BATCH_SIZE, ABLATION_CONFIG, ABLATION_RESOLUTION, published_ablation
 from infsa_bench.spec import PHASES
 
-MECHANISM = "infsa-linear"
 DEFAULT = ("activation", "relu")
 OTHER = "other"
 OTHER_CHOICE = "silu"
@@ -33,9 +34,12 @@ class AblationCell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AblationRow:
-    """One value of a parameter. ``value`` is ours where the paper names none."""
+    """One value of a parameter. ``value`` is ours where the paper names none.
 
-    implementation: str
+    ``conditions`` are what the rows of one table have in common: implementation, precisions, execution, machine.
+    """
+
+    conditions: str
     parameter: str
     value: str
     train: AblationCell
@@ -48,29 +52,45 @@ def ablation(run: Run) -> list[AblationRow]:
     Raises:
         SpecError: the run has no cell of the ablation.
     """
-    cells = {(row.case.implementation, row.case.options, row.case.phase): row for row in run.rows if _is_part(row)}
-    if not cells:
+    groups: dict[tuple[str, str, str], list[SummaryRow]] = {}
+    for row in run.rows:
+        if _is_part(row):
+            groups.setdefault((row.environment, row.case.implementation, row.case.execution), []).append(row)
+    if not groups:
         raise SpecError(f"{run.path} has no cell of the ablation; measure them with: table1 --ablation --measure")
     found = []
-    for implementation in dict.fromkeys(implementation for implementation, _, _ in cells):
-        for published in published_ablation():
-            value = OTHER_CHOICE if published.value == OTHER else published.value
-            options = () if (published.parameter, value) == DEFAULT else ((published.parameter, value),)
-            train, infer = (cells.get((implementation, options, phase)) for phase in reversed(PHASES))
-            found.append(
-                AblationRow(
-                    implementation=implementation,
-                    parameter=published.parameter,
-                    value=value,
-                    train=_cell(train, published.train_latency_seconds),
-                    infer=_cell(infer, published.infer_latency_seconds),
-                )
-            )
+    for (environment, implementation, execution), rows in groups.items():
+        for pair in precision_pairs(rows):
+            precisions = " and ".join(sorted(pair["infer"] | pair["train"]))
+            conditions = f"{implementation}, {precisions}, {execution}"
+            if len({key for key, _, _ in groups}) > 1:
+                conditions += f", {run.manifest.environments[environment].device_name}"
+            found += _rows(conditions, [row for row in rows if row.case.precision in pair[row.case.phase]])
     return found
 
 
-def spreads(rows: list[AblationRow], phase: str) -> tuple[float | None, float]:
-    """Return the largest over the smallest latency of one implementation, ours (None without two) and the paper's."""
+def _rows(conditions: str, measured: Sequence[SummaryRow]) -> list[AblationRow]:
+    """Return a row for each value that the paper varies."""
+    cells = {(row.case.options, row.case.phase): row for row in measured}
+    found = []
+    for published in published_ablation():
+        value = OTHER_CHOICE if published.value == OTHER else published.value
+        options = () if (published.parameter, value) == DEFAULT else ((published.parameter, value),)
+        train, infer = (cells.get((options, phase)) for phase in reversed(PHASES))
+        found.append(
+            AblationRow(
+                conditions=conditions,
+                parameter=published.parameter,
+                value=value,
+                train=_cell(train, published.train_latency_seconds),
+                infer=_cell(infer, published.infer_latency_seconds),
+            )
+        )
+    return found
+
+
+def spreads(rows: Sequence[AblationRow], phase: str) -> tuple[float | None, float]:
+    """Return the largest over the smallest latency of one table, ours (None without two) and the paper's."""
     cells = [row.train if phase == "train" else row.infer for row in rows]
     ours = [cell.latency_seconds.value for cell in cells if cell.latency_seconds is not None]
     theirs = [cell.theirs_seconds for cell in cells]
@@ -80,7 +100,7 @@ def spreads(rows: list[AblationRow], phase: str) -> tuple[float | None, float]:
 def _is_part(row: SummaryRow) -> bool:
     case = row.case
     model = (case.mechanism, case.config, case.resolution, case.batch_size)
-    return model == (MECHANISM, ABLATION_CONFIG, ABLATION_RESOLUTION, ABLATION_BATCH_SIZE)
+    return model == (PROPOSED, ABLATION_CONFIG, ABLATION_RESOLUTION, ABLATION_BATCH_SIZE)
 
 
 def _cell(row: SummaryRow | None, theirs_seconds: float) -> AblationCell:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from infsa_bench.analyze.scaling import claimed_exponent
+from infsa_bench.analyze.scaling import MIN_POINTS, claimed_exponent
 from infsa_bench.analyze.sides import ABSENT, Estimate, Side, SideCell
 from infsa_bench.paper import TABLE_RESOLUTION
 from infsa_bench.record import MEMORY_KINDS
@@ -25,8 +25,14 @@ Verdict = Literal["reproduced", "not reproduced", "not testable"]
 BASE, PROPOSED = "softmax", "infsa-linear"
 LARGEST_RESOLUTION = 9216
 PAPER_MEMORY_BYTES = 40 * 2**30
+LEAST_MEMORY_BYTES = 39 * 2**30
+"""What a card of 40 GB has at least: running out of less memory says nothing about it."""
+
 RATIO_TOLERANCE = 0.1
 """A ratio is reproduced if its interval comes within 10 % of the other side's."""
+
+MOST_UNCERTAIN = 0.25
+"""A ratio that is not known to 25 % confirms and refutes nothing."""
 
 MIN_TAU = 0.8
 """An order is reproduced from this Kendall tau on: of nine mechanisms, at most 3 of the 36 pairs are exchanged."""
@@ -96,8 +102,13 @@ def _number_claim(
 ) -> Claim:
     mine, other = number(config, ours), number(config, theirs)
     verdict: Verdict = "not testable"
+    remark = f"needs {needs}"
     if mine is not None and other is not None:
-        verdict = "reproduced" if _is_near(mine, other) else "not reproduced"
+        if max(_uncertainty(mine), _uncertainty(other)) > MOST_UNCERTAIN:
+            remark = "the interval is too wide to tell"
+        else:
+            verdict = "reproduced" if _is_near(mine, other) else "not reproduced"
+            remark = "" if ours.is_paper or mine.low is not None else "ours has no interval"
     return Claim(
         kind=kind,
         config=config,
@@ -105,14 +116,24 @@ def _number_claim(
         theirs=None if other is None else Shown(estimate=other),
         ours=None if mine is None else Shown(estimate=mine),
         verdict=verdict,
-        remark=f"needs {needs}" if verdict == "not testable" else "",
+        remark=remark,
     )
 
 
+def _ends(found: Estimate) -> tuple[float, float]:
+    """Return both ends of the interval; without one, the number itself."""
+    return (found.value if found.low is None else found.low, found.value if found.high is None else found.high)
+
+
+def _uncertainty(found: Estimate) -> float:
+    """Return half the width of the interval, relative to the number."""
+    low, high = _ends(found)
+    return (high - low) / 2 / found.value
+
+
 def _is_near(mine: Estimate, other: Estimate) -> bool:
-    low = mine.value if mine.low is None else mine.low
-    high = mine.value if mine.high is None else mine.high
-    return low <= (1 + RATIO_TOLERANCE) * other.value and high >= (1 - RATIO_TOLERANCE) * other.value
+    (low, high), (other_low, other_high) = _ends(mine), _ends(other)
+    return low <= (1 + RATIO_TOLERANCE) * other_high and other_low <= (1 + RATIO_TOLERANCE) * high
 
 
 def ratio(numerator: Estimate, denominator: Estimate) -> Estimate:
@@ -120,8 +141,7 @@ def ratio(numerator: Estimate, denominator: Estimate) -> Estimate:
     value = numerator.value / denominator.value
     if numerator.low is None and denominator.low is None:
         return Estimate(value=value)
-    low, high = (numerator.low or numerator.value, numerator.high or numerator.value)
-    other_low, other_high = (denominator.low or denominator.value, denominator.high or denominator.value)
+    (low, high), (other_low, other_high) = _ends(numerator), _ends(denominator)
     return Estimate(value=value, low=low / other_high, high=high / other_low)
 
 
@@ -200,11 +220,12 @@ def _completion(
         theirs=_names(other),
         ours=_names(mine),
         verdict=verdict,
-        remark=f"unknown for {_listed(unknown)}" if unknown else "",
+        remark=f"unknown for {mechanism_list(unknown)}" if unknown else "",
     )
 
 
-def _listed(names: Sequence[str]) -> str:
+def mechanism_list(names: Sequence[str]) -> str:
+    """Return names of mechanisms in a row, or that they are all nine."""
     return "all" if len(names) == len(MECHANISMS) else ", ".join(names)
 
 
@@ -215,22 +236,26 @@ def _names(completed: dict[str, bool | None]) -> Shown | None:
 
 
 def _completed(config: str, mechanism: str, side: Side) -> bool | None:
-    """Tell whether 9216 x 9216 ran; None where it was not tried, or ended for another reason than memory."""
+    """Tell whether 9216 x 9216 ran; None where it was not tried, or ended for another reason than want of memory.
+
+    Nor does it say anything to run out of less memory than the paper's card has.
+    """
+    reach = side.reach.get((config, mechanism))
     if side.is_paper:
-        reach = side.reach.get((config, mechanism))
         return None if reach is None else reach.resolution == LARGEST_RESOLUTION
     cell = side.cell(config, mechanism, "infer", LARGEST_RESOLUTION)
     if cell.status == "ok":
         return True
-    reach = side.reach.get((config, mechanism))
+    if side.available_bytes is None or side.available_bytes < LEAST_MEMORY_BYTES:
+        return None
     ran_out = reach is not None and reach.next_status in MEMORY_KINDS
     return False if cell.status in MEMORY_KINDS or (ran_out and cell.status in ("skipped", ABSENT)) else None
 
 
 def _completed_in_40_gib(config: str, mechanism: str, side: Side) -> bool | None:
-    """Tell the same of a device of 40 GiB: emulated, or by what the process held on a larger one."""
+    """Tell the same of a device of 40 GiB: emulated, or by what the process held on another one."""
     completed = _completed(config, mechanism, side)
-    if side.is_paper or (side.emulated_memory_bytes or PAPER_MEMORY_BYTES + 1) <= PAPER_MEMORY_BYTES or not completed:
+    if side.is_paper or not completed or (side.available_bytes or PAPER_MEMORY_BYTES + 1) <= PAPER_MEMORY_BYTES:
         return completed
     held = side.cell(config, mechanism, "infer", LARGEST_RESOLUTION).device_memory_bytes
     return None if held is None else held <= PAPER_MEMORY_BYTES
@@ -243,22 +268,26 @@ def _slower_in_inference(config: str, ours: Side, theirs: Side) -> Claim:
     unknown = [name for name in MECHANISMS if name not in known]
     differing = [name for name in known if mine[name] != other[name]]
     verdict: Verdict = "not reproduced" if differing else "reproduced" if not unknown else "not testable"
-    missing = f"needs training and inference at 1024 x 1024 of {_listed(unknown)}"
+    needs = "needs training and inference at 1024 x 1024, told apart by their intervals"
     return Claim(
         kind="slower in inference",
         config=config,
         theirs=_names(other),
         ours=_names(mine),
         verdict=verdict,
-        remark=missing if unknown else "",
+        remark=f"{needs}, of {mechanism_list(unknown)}" if unknown else "",
     )
 
 
 def _is_slower(config: str, mechanism: str, side: Side) -> bool | None:
+    """Tell whether inference takes longer than training; None without both, or where their intervals overlap."""
     infer, train = (
         side.cell(config, mechanism, phase, TABLE_RESOLUTION).latency_seconds for phase in ("infer", "train")
     )
-    return None if infer is None or train is None else infer.value > train.value
+    if infer is None or train is None:
+        return None
+    (low, high), (other_low, other_high) = _ends(infer), _ends(train)
+    return True if low > other_high else False if high < other_low else None
 
 
 def _exponent(config: str, mechanism: str, ours: Side) -> Claim:
@@ -266,7 +295,7 @@ def _exponent(config: str, mechanism: str, ours: Side) -> Claim:
     claimed, found = claimed_exponent(mechanism), ours.scaling.get((config, mechanism))
     assert claimed is not None
     verdict: Verdict = "not testable"
-    remark = "needs three sizes or more"
+    remark = f"needs {MIN_POINTS} sizes that are not launch-bound"
     shown = None
     if found is not None and found.latency is not None:
         latency = found.latency

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Sequence
 
 import pandas as pd
@@ -51,6 +52,10 @@ def to_frame(rows: Sequence[SummaryRow]) -> pd.DataFrame:
     ]
     columns = ["cell", *case_fields, "options", "tokens", *row_fields, "flags"]
     frame = pd.DataFrame(records, columns=columns)
+    for name, kind in typing.get_type_hints(SummaryRow).items():
+        if kind == float | None:
+            # Where no cell has such a number, too.
+            frame[name] = frame[name].astype("float64")
     for name in WHOLE_NUMBERS:
         # Nullable integers: a column with a failed cell would turn into floats otherwise, and lose digits.
         frame[name] = pd.array([getattr(row, name) for row in rows], dtype="Int64")

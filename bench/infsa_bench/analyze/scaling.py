@@ -23,7 +23,7 @@ from infsa_models.cost import vit_cost
 from infsa_models.options import formulas_hold
 
 ASYMPTOTIC_SPAN = 16
-"""The asymptotic part: from a sixteenth of the most tokens on, which is a quarter of the longest side."""
+"""The asymptotic part: from a sixteenth of the most tokens on, a quarter of the longest side; three sizes at least."""
 
 ASYMPTOTIC_TOKENS = 4097
 """A series that ends below 1024 x 1024 shows fixed costs as much as growth."""
@@ -148,9 +148,13 @@ def _activation_bytes(row: SummaryRow) -> float | None:
 
 
 def _asymptotic(rows: Sequence[SummaryRow], value: Callable[[SummaryRow], float | None]) -> list[tuple[int, float]]:
-    """Return tokens and value of the points that have one, from a sixteenth of the most tokens on."""
+    """Return tokens and value of the points that have one, from a sixteenth of the most tokens on.
+
+    Of a series with wider steps, the last three.
+    """
     points = sorted((row.case.tokens, found) for row in rows if (found := value(row)) is not None)
-    return [(tokens, found) for tokens, found in points if tokens * ASYMPTOTIC_SPAN >= points[-1][0]]
+    asymptotic = [(tokens, found) for tokens, found in points if tokens * ASYMPTOTIC_SPAN >= points[-1][0]]
+    return asymptotic if len(asymptotic) >= MIN_POINTS else points[-MIN_POINTS:]
 
 
 def _fit(points: Sequence[tuple[int, float]]) -> Exponent | None:

@@ -14,7 +14,7 @@ from infsa_bench.analyze.scaling import Scaling, scaling
 from infsa_bench.analyze.summary import SummaryRow
 from infsa_bench.errors import SpecError
 from infsa_bench.paper import max_resolution, parameters_millions, published_cells
-from infsa_bench.spec import PAPER_PRECISION
+from infsa_bench.spec import PAPER_PRECISION, PHASES
 from infsa_models.registry import CONFIGS, FUSED, MECHANISMS
 
 PAPER_DEVICE = "NVIDIA A100 40 GB"
@@ -87,28 +87,32 @@ class Side:
 
     Attributes:
         title: ``paper``, or the name of a run.
+        is_paper: whether its numbers are the published ones.
         precisions: those of inference and of training, as far as there are any.
         emulated_memory_bytes: as of the run; None for none.
+        device_memory_bytes: of the device; None where it is not known exactly.
         cells: what it has, by config, mechanism, phase and resolution; :meth:`cell` fills in what it has not.
         parameters: at 224 x 224, by config and mechanism; published ones are rounded to 100,000.
         scaling: exponents of its series in inference, by config and mechanism.
     """
 
     title: str
+    is_paper: bool = False
     device: str
     implementation: str
     execution: str
     precisions: tuple[str, ...]
     emulated_memory_bytes: int | None
+    device_memory_bytes: int | None
     cells: Mapping[CellKey, SideCell]
     parameters: Mapping[tuple[str, str], int]
     reach: Mapping[tuple[str, str], Reach]
     scaling: Mapping[tuple[str, str], Scaling]
 
     @property
-    def is_paper(self) -> bool:
-        """Whether its numbers are the published ones."""
-        return self.implementation == PAPER_IMPLEMENTATION
+    def available_bytes(self) -> int | None:
+        """The memory that its models had: emulated, or the device's."""
+        return self.device_memory_bytes if self.emulated_memory_bytes is None else self.emulated_memory_bytes
 
     def cell(self, config: str, mechanism: str, phase: str, resolution: int) -> SideCell:
         """Return what it says of a cell."""
@@ -123,11 +127,13 @@ def paper_side() -> Side:
     reach = {model: max_resolution(model[1], model[0]) for model in models}
     return Side(
         title="paper",
+        is_paper=True,
         device=PAPER_DEVICE,
         implementation=PAPER_IMPLEMENTATION,
         execution="eager",
         precisions=(PAPER_PRECISION,),
         emulated_memory_bytes=None,
+        device_memory_bytes=None,
         cells={
             (cell.config, cell.mechanism, cell.phase, cell.resolution): SideCell(
                 status="ok",
@@ -159,24 +165,26 @@ def sides_of(run: Run) -> list[Side]:
         if row.case.batch_size == 1 and not row.case.options and row.case.mechanism in MECHANISMS:
             groups.setdefault((row.environment, row.case.implementation, row.case.execution), []).append(row)
     if not groups:
-        raise SpecError(f"{run.path} has no cell of one image a batch, without options: nothing for Table 1")
+        raise SpecError(f"{run.path} has no cell of the nine mechanisms, with one image a batch and no options")
     return [
-        _side(run, environment, [row for row in rows if row.case.precision in pair])
+        _side(run, environment, [row for row in rows if row.case.precision in pair[row.case.phase]])
         for (environment, _, _), rows in groups.items()
-        for pair in _precision_pairs(rows)
+        for pair in precision_pairs(rows)
     ]
 
 
-def _precision_pairs(rows: Sequence[SummaryRow]) -> list[set[str]]:
-    """Return the precisions that belong together: autocast trains what is inferred in its half precision."""
-    infer = list(dict.fromkeys(row.case.precision for row in rows if row.case.phase == "infer"))
-    train = list(dict.fromkeys(row.case.precision for row in rows if row.case.phase == "train"))
-    pairs: list[set[str]] = []
+def precision_pairs(rows: Sequence[SummaryRow]) -> list[dict[str, set[str]]]:
+    """Return by phase the precisions that belong together: autocast trains what is inferred in its half precision."""
+    infer, train = (
+        list(dict.fromkeys(str(row.case.precision) for row in rows if row.case.phase == phase)) for phase in PHASES
+    )
+    pairs: list[dict[str, set[str]]] = []
     for precision in infer:
         partner = next((name for name in (precision, f"amp-{precision}") if name in train), None)
-        pairs.append({str(precision)} if partner is None else {str(precision), partner})
-    paired = set().union(*pairs) if pairs else set()
-    return pairs + [{str(name)} for name in train if name not in paired]
+        if partner is not None:
+            train.remove(partner)
+        pairs.append({"infer": {precision}, "train": set() if partner is None else {partner}})
+    return pairs + [{"infer": set(), "train": {name}} for name in train]
 
 
 def _side(run: Run, environment: str, rows: Sequence[SummaryRow]) -> Side:
@@ -186,6 +194,7 @@ def _side(run: Run, environment: str, rows: Sequence[SummaryRow]) -> Side:
     return Side(
         title=run.name,
         device=run.manifest.environments[environment].device_name,
+        device_memory_bytes=run.manifest.environments[environment].device_memory_bytes,
         implementation=case.implementation,
         execution=case.execution,
         precisions=tuple(dict.fromkeys(row.case.precision for row in rows)),

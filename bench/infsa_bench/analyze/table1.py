@@ -82,7 +82,7 @@ def tables_beside_paper(run: Run) -> list[Table1]:
         return []
     paper = paper_side()
     tables = [table1(side, paper) for side in sides]
-    return [table for table in tables if any(row.ours.status != ABSENT for row in table.rows)]
+    return [table for table in tables if any(row.ours.status != ABSENT for row in (*table.rows, *table.stress_rows))]
 
 
 def _row(key: CellKey, ours: Side, theirs: Side) -> Row:
@@ -115,8 +115,16 @@ def _ratio(mine: Estimate | None, other: Estimate | None) -> Estimate | None:
 def _difference(ours: Side, mine: SideCell, theirs: Side, other: SideCell) -> str:
     if mine.latency_seconds is None or other.latency_seconds is None:
         return ""
-    found = [] if _is_same_device(ours, theirs) else ["hardware"]
-    found += [] if mine.precision == other.precision else ["precision"]
+    is_published = ours.is_paper or theirs.is_paper
+    pairs = {
+        "hardware": _is_same_device(ours, theirs),
+        "precision": mine.precision == other.precision,
+        # How the paper's code was run is not known so closely.
+        "implementation": is_published or ours.implementation == theirs.implementation,
+        "execution": is_published or ours.execution == theirs.execution,
+        "memory limit": is_published or ours.emulated_memory_bytes == theirs.emulated_memory_bytes,
+    }
+    found = [name for name, is_same in pairs.items() if not is_same]
     return f"other {' and '.join(found)}" if found else ""
 
 

@@ -29,7 +29,7 @@ def earlier_manifest(out: Path | None, resume: bool) -> Manifest | None:
     if not exists:
         return None
     if not resume:
-        raise SpecError(f"{out} holds a run already: add --resume to finish it, or choose another --out")
+        raise SpecError(f"{out} holds a run already: add --resume to finish it, or choose another folder")
     return load_manifest(out)
 
 
@@ -47,7 +47,7 @@ def refuse_differences(out: Path, differences: Sequence[str]) -> None:
         SpecError: there are some.
     """
     if differences:
-        raise SpecError(f"{out} holds a run with another {', '.join(differences)}; choose another --out")
+        raise SpecError(f"{out} holds a run with another {', '.join(differences)}; choose another folder")
 
 
 def say_how_to_go_on(

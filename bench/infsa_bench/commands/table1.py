@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from infsa_bench.analyze.ablation import DEFAULT, MECHANISM, OTHER, OTHER_CHOICE, AblationRow, ablation
+from infsa_bench.analyze.ablation import DEFAULT, OTHER, OTHER_CHOICE, AblationRow, ablation
+from infsa_bench.analyze.claims import PROPOSED
 from infsa_bench.analyze.run import Run, load_run
 from infsa_bench.analyze.sides import Side, paper_side, sides_of
 from infsa_bench.analyze.table1 import STRESS_CELLS, TABLE_CELLS, Table1, table1
@@ -32,6 +33,7 @@ from infsa_bench.spec import PHASES, Case, parse_names
 from infsa_models.options import options_of
 
 PAPER = "paper"
+DEFAULT_PHASES = "infer,train"
 TERMINAL = "term"
 ABLATION_IMPLEMENTATIONS = ("reference", "fast")
 """Whatever the device: only one of them has another activation than relu."""
@@ -52,13 +54,14 @@ ABLATION_FORMS: Mapping[str, Callable[[Sequence[AblationRow]], str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table1Request:
-    """The options as typed. ``run`` is a folder or ``paper``; ``sweep`` says how to measure, if that is wanted."""
+    """The options as typed. ``run`` is a folder or ``paper``; ``sweep`` says how to measure, if ``is_measured``."""
 
     run: str | None
     against: str
     form: str
     is_ablation: bool
-    sweep: SweepRequest | None
+    is_measured: bool
+    sweep: SweepRequest
 
 
 def print_table(request: Table1Request, console: Console) -> int:
@@ -71,7 +74,8 @@ def print_table(request: Table1Request, console: Console) -> int:
     if request.form not in (*FORMS, TERMINAL):
         raise UnknownNameError("format", request.form, (*FORMS, TERMINAL))
     theirs = _theirs(request.against)
-    if request.sweep is None:
+    if not request.is_measured:
+        _refuse_measuring_options(request.sweep)
         if request.run is None:
             raise SpecError("name a run, or paper for the published numbers, or add --measure")
         _print(request, request.run, theirs, console)
@@ -94,6 +98,18 @@ def print_table(request: Table1Request, console: Console) -> int:
     announce(write_report([found], found.reports_path), progress)
     _print(request, str(measured), theirs, console)
     return 0
+
+
+def _refuse_measuring_options(sweep: SweepRequest) -> None:
+    """Refuse what says how to measure where nothing is measured: it would be taken for a choice of what to print."""
+    defaults = SweepRequest(phase=DEFAULT_PHASES)
+    given = [
+        f"--{field.name.replace('_', '-')}"
+        for field in fields(SweepRequest)
+        if field.name not in ("program", "words") and getattr(sweep, field.name) != getattr(defaults, field.name)
+    ]
+    if given:
+        raise SpecError(f"{', '.join(given)}: only together with --measure; a table prints all that its run holds")
 
 
 def table_cases(request: SweepRequest, device_type: str, replicates: int) -> tuple[Case, ...]:
@@ -128,12 +144,12 @@ def ablation_cases(request: SweepRequest, device_type: str, replicates: int) -> 
     found: list[Case] = []
     for name, texts in ((None, []), *values.items()):
         # Not every implementation has every parameter.
-        having = [each for each in implementations if name is None or name in options_of(MECHANISM, each)]
+        having = [each for each in implementations if name is None or name in options_of(PROPOSED, each)]
         if not having:
             continue
         axes = replace(
             request,
-            mechanisms=MECHANISM,
+            mechanisms=PROPOSED,
             impl=",".join(having),
             config=ABLATION_CONFIG,
             res=str(ABLATION_RESOLUTION),
@@ -169,7 +185,7 @@ def _print(request: Table1Request, name: str, theirs: Sequence[Side], console: C
     if request.is_ablation:
         _print_ablation(request, name, console)
         return
-    tables = [table1(paper_side(), theirs[0])] if name == PAPER else tables_of(load_run(name), theirs)
+    tables = [table1(paper_side(), side) for side in theirs] if name == PAPER else tables_of(load_run(name), theirs)
     if request.form == TERMINAL:
         print_table1(tables, console)
     else:

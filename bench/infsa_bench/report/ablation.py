@@ -27,27 +27,27 @@ LEFT = frozenset({"parameter", "value"})
 
 
 def ablation_grids(rows: Sequence[AblationRow]) -> list[Grid]:
-    """Return one grid for each implementation."""
+    """Return one grid for each implementation, precision, execution and machine."""
     return [
         Grid(
-            title=f"Ablation of infsa-linear ({implementation}), {ABLATION_CONFIG}, {ABLATION_RESOLUTION} x "
+            title=f"Ablation of infsa-linear ({conditions}), {ABLATION_CONFIG}, {ABLATION_RESOLUTION} x "
             f"{ABLATION_RESOLUTION}, {ABLATION_BATCH_SIZE} images a batch: latency",
             columns=COLUMNS,
             rows=tuple((row.parameter, row.value, *_texts(row.train), *_texts(row.infer)) for row in group),
             left=LEFT,
         )
-        for implementation, group in _groups(rows)
+        for conditions, group in _groups(rows)
     ]
 
 
 def describe_ablation(rows: Sequence[AblationRow]) -> list[str]:
     """Return what a reader must know of it: how much the values differ, and what stands for what."""
     lines = []
-    for implementation, group in _groups(rows):
+    for conditions, group in _groups(rows):
         for phase, word in (("train", "training"), ("infer", "inference")):
             ours, theirs = spreads(group, phase)
             text = "not measured" if ours is None else f"{significant(ours)}x"
-            lines.append(f"{implementation}, {word}: slowest over fastest value {text}, paper {significant(theirs)}x")
+            lines.append(f"{conditions}, {word}: slowest over fastest value {text}, paper {significant(theirs)}x")
     lines.append("The paper does not name its second alternative to relu: silu stands in its place")
     lines.append("Where rho or the activation is not varied, it is the default: 0.95 and relu; fast has relu only")
     return lines
@@ -74,7 +74,7 @@ def ablation_csv(rows: Sequence[AblationRow]) -> str:
     """Return one line a value and phase."""
     lines = [
         {
-            "implementation": row.implementation,
+            "conditions": row.conditions,
             "parameter": row.parameter,
             "value": row.value,
             "phase": phase,
@@ -96,8 +96,8 @@ def ablation_json(rows: Sequence[AblationRow]) -> str:
 
 
 def _groups(rows: Sequence[AblationRow]) -> list[tuple[str, list[AblationRow]]]:
-    names = dict.fromkeys(row.implementation for row in rows)
-    return [(name, [row for row in rows if row.implementation == name]) for name in names]
+    names = dict.fromkeys(row.conditions for row in rows)
+    return [(name, [row for row in rows if row.conditions == name]) for name in names]
 
 
 def _texts(cell: AblationCell) -> tuple[str, str, str]:

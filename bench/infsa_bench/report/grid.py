@@ -28,6 +28,9 @@ LATEX_SPECIAL = {
 }
 
 
+FOOTNOTE_MARK = "†"
+"""At the end of a cell: something is said of it in words."""
+
 LATEX_NEEDS = r"% Needs \usepackage{array,booktabs,textcomp} and T1-encoded fonts."
 WIDE_SHARE = {False: 0.27, True: 0.64}
 """Share of a page's width that one column of sentences has, and that several have together."""
@@ -57,11 +60,16 @@ class Grid:
 
 
 def escape_markdown(text: str) -> str:
-    """Return ``text`` so that Markdown shows it as it is: a name may come from somebody else's file."""
-    text = one_line(text)
-    for character in ("\\", "|", "<", ">", "[", "]", "*", "_", "`"):
+    """Return ``text`` so that Markdown shows it as it is: a name may come from somebody else's file.
+
+    On GitHub it is no mention, reference, formula, entity or link either.
+    """
+    text = one_line(text).replace("\\", "\\\\").replace("&", "&amp;")
+    for character in ("|", "<", ">", "[", "]", "*", "_", "`", "~", "$"):
         text = text.replace(character, f"\\{character}")
-    return text
+    # An empty comment ends what would be read as a name, a number or an address, and shows nothing.
+    text = re.sub(r"([@#])(?=\w)", r"\1<!-- -->", text)
+    return re.sub(r"(?i)(://|www\.)", r"<!-- -->\1", text)
 
 
 def escape_latex(text: str) -> str:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from infsa_bench.analyze.claims import BASE, PROPOSED
 from infsa_bench.analyze.run import Run
 from infsa_bench.analyze.summary import MIN_PROCESSES, SummaryRow
 from infsa_bench.quoting import one_line
 from infsa_bench.record import MEMORY_KINDS
 from infsa_bench.report.table import MIN_SAMPLES, blocks
 from infsa_bench.report.units import format_interval_seconds, format_joules, format_seconds, significant
-
-CANDIDATE = "infsa-linear"
-BASELINE = "softmax"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,15 +136,15 @@ def _pair(by_side: dict[int, list[SummaryRow]]) -> tuple[SummaryRow, SummaryRow]
     """
     for side in sorted(by_side, reverse=True):
         named = {row.case.mechanism: row for row in by_side[side]}
-        if CANDIDATE in named and BASELINE in named:
-            return named[CANDIDATE], named[BASELINE]
+        if PROPOSED in named and BASE in named:
+            return named[PROPOSED], named[BASE]
     for side in sorted(by_side, reverse=True):
         if len(by_side[side]) < 2:
             continue
         named = {row.case.mechanism: row for row in by_side[side]}
         ordered = sorted(by_side[side], key=_latency)
-        candidate = named.get(CANDIDATE) or next(row for row in ordered if row.case.mechanism != BASELINE)
-        baseline = named.get(BASELINE) or next(row for row in reversed(ordered) if row is not candidate)
+        candidate = named.get(PROPOSED) or next(row for row in ordered if row.case.mechanism != BASE)
+        baseline = named.get(BASE) or next(row for row in reversed(ordered) if row is not candidate)
         return candidate, baseline
     return None
 
@@ -180,7 +178,7 @@ def _compared(candidate: SummaryRow, baseline: SummaryRow) -> str:
 
 def _ratio_range(candidate: SummaryRow, baseline: SummaryRow) -> str:
     """Between what the ratio of two latencies lies, if they lie anywhere in their intervals or ranges."""
-    (low, high), (other_low, other_high) = _span(candidate), _span(baseline)
+    (low, high), (other_low, other_high) = _spans(candidate, baseline)
     between = f"{significant(other_low / high)} .. {significant(other_high / low)}"
     if _has_interval(candidate) and _has_interval(baseline):
         return f"{between} with both 95 % intervals at their ends"
@@ -188,7 +186,7 @@ def _ratio_range(candidate: SummaryRow, baseline: SummaryRow) -> str:
 
 
 def _overlap(one: SummaryRow, other: SummaryRow) -> bool:
-    (low, high), (other_low, other_high) = _span(one), _span(other)
+    (low, high), (other_low, other_high) = _spans(one, other)
     return low <= other_high and other_low <= high
 
 
@@ -205,13 +203,17 @@ def _has_interval(row: SummaryRow) -> bool:
     return row.latency_low_seconds is not None and row.latency_high_seconds is not None
 
 
-def _span(row: SummaryRow) -> tuple[float, float]:
-    """The interval of a latency, or the range of all times where there is none."""
-    if row.latency_low_seconds is not None and row.latency_high_seconds is not None:
-        return row.latency_low_seconds, row.latency_high_seconds
-    if row.latency_min_seconds is not None and row.latency_max_seconds is not None:
-        return row.latency_min_seconds, row.latency_max_seconds
-    return _latency(row), _latency(row)
+def _spans(*rows: SummaryRow) -> list[tuple[float, float]]:
+    """The intervals of latencies where all of them have one, else the ranges of all their times: never mixed."""
+    if all(map(_has_interval, rows)):
+        return [(row.latency_low_seconds or 0.0, row.latency_high_seconds or 0.0) for row in rows]
+    return [
+        (
+            _latency(row) if row.latency_min_seconds is None else row.latency_min_seconds,
+            _latency(row) if row.latency_max_seconds is None else row.latency_max_seconds,
+        )
+        for row in rows
+    ]
 
 
 def _fastest(rows: Sequence[SummaryRow]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -121,11 +120,5 @@ def _reproduction(run: Run) -> str:
 
 
 def _escape(text: str, longest: int = LONGEST_LINE) -> str:
-    """Text that GitHub shows as it is: no markup, and no mention, reference, formula, entity or link either."""
-    shown = text if len(text) <= longest else f"{text[:longest]}..."
-    shown = escape_markdown(shown).replace("&", "&amp;")
-    for character in ("~", "$"):
-        shown = shown.replace(character, f"\\{character}")
-    # An empty comment ends what would be read as a name, a number or an address, and shows nothing.
-    shown = re.sub(r"([@#])(?=\w)", r"\1<!-- -->", shown)
-    return re.sub(r"(?i)(://|www\.)", r"<!-- -->\1", shown)
+    """Text that Markdown shows as it is, of bounded length."""
+    return escape_markdown(text if len(text) <= longest else f"{text[:longest]}...")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from infsa_bench.report.grid import Grid
+from infsa_bench.report.grid import FOOTNOTE_MARK, Grid
 from infsa_bench.report.headline import Finding
 
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "M": 1e6}
@@ -130,19 +130,36 @@ def text_table(
     )
 
 
-def grid_table(grid: Grid, *, is_folded: bool = False, details: tuple[str, ...] = ()) -> Table:
-    """Return a grid of text as a table; columns whose titles begin with one of ``details`` are shown on request."""
+def grid_table(
+    grid: Grid, *, is_folded: bool = False, details: tuple[str, ...] = (), filters: Mapping[str, str] | None = None
+) -> Table:
+    """Return a grid of text as a table.
+
+    ``details`` are how the titles of columns begin that are shown on request only. ``filters`` are those that its
+    section has, with what all rows have for each; a column of such a name says it for each row.
+    """
     columns = tuple(
         Column(title=title, is_number=title not in grid.left, is_detail=title.startswith(details))
         for title in grid.columns
     )
-    rows = tuple(Row(cells=tuple(Cell(text=text, value=sort_value(text)) for text in row)) for row in grid.rows)
+    found = dict(filters or {})
+    places = {name: grid.columns.index(name) for name in found if name in grid.columns}
+    rows = tuple(
+        Row(
+            cells=tuple(Cell(text=text, value=sort_value(text)) for text in row),
+            filters=found | {name: row[place].rstrip(FOOTNOTE_MARK) for name, place in places.items()},
+        )
+        for row in grid.rows
+    )
     return Table(caption=grid.title, columns=columns, rows=rows, is_folded=is_folded)
 
 
 def sort_value(text: str) -> float | None:
-    """Return what a formatted number is sorted by: 12.3 ms before 1.20 s; None for what begins with no number."""
-    found = re.match(r"~?(-?[0-9][0-9,]*(?:\.[0-9]+)?)x? ?([A-Za-z]*)", text)
+    """Return what a formatted number is sorted by: 12.3 ms before 1.20 s; None for what begins with no number.
+
+    Of an interval that is its lower end, in the unit that stands behind the upper one.
+    """
+    found = re.match(r"~?(-?[0-9][0-9,]*(?:\.[0-9]+)?)x?(?: \.\. [-0-9.,]+)? ?([A-Za-z]*)", text)
     if found is None:
         return None
     return float(found[1].replace(",", "")) * UNITS.get(found[2], 1.0)

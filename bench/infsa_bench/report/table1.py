@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from infsa_bench.analyze.claims import MIN_TAU, PAPER_MEMORY_BYTES, RATIO_TOLERANCE, Claim, Shown
+from infsa_bench.analyze.claims import MIN_TAU, PAPER_MEMORY_BYTES, RATIO_TOLERANCE, Claim, Shown, mechanism_list
 from infsa_bench.analyze.scaling import ASYMPTOTIC_TOKENS, FORMULA_TOLERANCE, TOLERANCE, claimed_exponent
 from infsa_bench.analyze.sides import ABSENT, Estimate, Reach, Side, SideCell
 from infsa_bench.analyze.table1 import CLOSE, Row, Table1
 from infsa_bench.report.footnotes import departures, tools
-from infsa_bench.report.grid import Grid
+from infsa_bench.report.grid import FOOTNOTE_MARK, Grid
 from infsa_bench.report.units import (
     format_bytes,
     format_interval_seconds,
@@ -21,7 +21,6 @@ from infsa_bench.spec import PHASES
 from infsa_models.registry import CONFIGS, MECHANISMS
 
 PHASE_WORDS = {"infer": "inference", "train": "training"}
-CLOSE_MARK = "†"
 
 NUMBERS = (
     "latency",
@@ -72,36 +71,73 @@ EXPONENT_COLUMNS = ("mechanism", "model", "claimed", "exponent", "95 % interval"
 
 def block_title(table: Table1) -> str:
     """Return which side stands beside which."""
-    ours = table.ours
-    words = "" if ours.is_paper else f", {ours.implementation}, {' and '.join(ours.precisions)}, {ours.execution}"
-    return f"{ours.title}{words}, beside {table.theirs.title}"
+    return f"{_side_title(table.ours)}, beside {_side_title(table.theirs)}"
 
 
-def describe_sides(table: Table1) -> list[str]:
-    """Return what a reader must know before the numbers: what is beside what, and how it is compared."""
+def _side_title(side: Side) -> str:
+    if side.is_paper:
+        return side.title
+    return f"{side.title}, {side.implementation}, {' and '.join(side.precisions)}, {side.execution}"
+
+
+def describe_sides(table: Table1, *, is_short: bool = False) -> list[str]:
+    """Return what a reader must know before the numbers: what is beside what, and how it is compared.
+
+    In short tables lack columns, and some of what those would show is said here.
+    """
+    rows = (*table.rows, *table.stress_rows)
     lines = [f"Ours: {describe_side(table.ours)}", f"Theirs: {describe_side(table.theirs)}"]
-    differences = {row.difference for row in table.rows if row.difference}
-    if differences:
+    if any(row.difference for row in rows):
         lines.append(
             "Ratios are ours over theirs; where they are said to be of other hardware or precision, they rank "
             "machines, not models; what carries over stands under Claims"
         )
-    energies = {row.theirs.energy_kind for row in table.rows} | {row.ours.energy_kind for row in table.rows}
-    if "assumed" in energies:
+    if "assumed" in {cell.energy_kind for row in rows for cell in (row.ours, row.theirs)}:
         lines.append(
             "Energy that is headed assumed was not measured: it is the latency times a power (200 W in inference, "
             "300 W in training), and is compared with nothing that was measured"
         )
-    lines.append(
-        "W: J/image over the latency, the power that the two together state; status absent: not a cell of that side"
-    )
-    if any(row.is_close for row in (*table.rows, *table.stress_rows)):
+    if is_short:
+        lines += _short_remarks(table)
+    else:
         lines.append(
-            f"{CLOSE_MARK} less than {CLOSE:g} times from another linear mechanism of the same table: the effort that "
-            "went into kernels may decide which of them is first"
+            "W: J/image over the latency, the power that the two together state; status absent: not a cell of that side"
         )
-    if any(row.ours.processes == 1 for row in table.rows):
-        lines.append("Intervals marked (1 process) are within one process; another one may differ by more")
+    if any(row.is_close for row in rows):
+        lines.append(
+            f"{FOOTNOTE_MARK} less than {CLOSE:g} times from another linear mechanism of the same table: the effort "
+            "that went into kernels may decide which of them is first"
+        )
+    if any(row.ours.processes == 1 for row in rows):
+        lines.append("Intervals of one process are within it; another process may differ by more")
+    return lines
+
+
+def _short_remarks(table: Table1) -> list[str]:
+    """Return in words what short tables have no columns for: implied power and kernels."""
+    rows = (*table.rows, *table.stress_rows)
+    lines = ["±%: the farther end of the 95 % interval; empty where there is none, from too few times"]
+    powers = []
+    for phase in PHASES:
+        for side, cells in (("ours", [row.ours for row in rows]), (table.theirs.title, [row.theirs for row in rows])):
+            watts = [
+                cell.implied_watts
+                for row, cell in zip(rows, cells, strict=True)
+                if row.phase == phase and cell.implied_watts
+            ]
+            if watts:
+                low, high = significant(min(watts)), significant(max(watts))
+                powers.append(f"{PHASE_WORDS[phase]}, {side}: {low if low == high else f'{low} .. {high}'} W")
+    if powers:
+        lines.append(f"Implied power, J/image over latency: {'; '.join(powers)}")
+    kernels: dict[str, list[str]] = {}
+    for row in rows:
+        if row.ours.kernels and row.mechanism not in kernels.setdefault(row.ours.kernels, []):
+            kernels[row.ours.kernels].append(row.mechanism)
+    if kernels:
+        lines.append(f"Kernels: {'; '.join(f'{kind}: {mechanism_list(names)}' for kind, names in kernels.items())}")
+    if table.ours.implementation in ("reference", "fast"):
+        lines.append("How reference departs from the published code, and how fast computes the same: --format md")
     return lines
 
 
@@ -221,11 +257,7 @@ def missing(table: Table1) -> list[str]:
             models = reasons.setdefault((row.ours.status, row.ours.reason), {})
             models.setdefault(f"{row.config} {row.phase} {row.resolution}", []).append(row.mechanism)
     return [
-        f"{status}: {reason}: "
-        + "; ".join(
-            f"{model}: {'all' if len(names) == len(MECHANISMS) else ', '.join(names)}"
-            for model, names in models.items()
-        )
+        f"{status}: {reason}: {'; '.join(f'{model}: {mechanism_list(names)}' for model, names in models.items())}"
         for (status, reason), models in reasons.items()
     ]
 
@@ -290,7 +322,7 @@ def _names(row: Row, table: Table1) -> tuple[str, ...]:
 
 
 def _mechanism(row: Row) -> str:
-    return row.mechanism + (CLOSE_MARK if row.is_close else "")
+    return row.mechanism + (FOOTNOTE_MARK if row.is_close else "")
 
 
 def _parameters(count: int | None, side: Side) -> str:

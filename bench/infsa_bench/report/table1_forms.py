@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,10 @@ from infsa_bench.report.table1 import (
     missing,
 )
 
+WIDE_TERMINAL = 240
+"""Columns of a terminal that hold every column of the table."""
+
+NUMBERS = re.compile(r"(seconds|per_image|per_second|watts|ratio)(_low|_high)?$")
 WHOLE_NUMBERS = ("device_memory_bytes", "processes", "parameters", "max_resolution")
 
 
@@ -59,7 +64,7 @@ def table1_latex(tables: Sequence[Table1]) -> str:
     for number, table in enumerate(tables, start=1):
         # A comment ends with its line, and one_line leaves no other end in it.
         lines += ["", f"% {one_line(block_title(table))}"]
-        lines += [f"% {one_line(line)}" for line in describe_sides(table)]
+        lines += [f"% {one_line(line)}" for line in describe_sides(table, is_short=True)]
         for index, grid in enumerate(grids(table, is_short=True), start=1):
             grid = dataclasses.replace(grid, title=f"{grid.title} ({block_title(table)})")
             lines += ["", *grid_latex(grid, f"tab:infsa-{number}-{index}")]
@@ -75,12 +80,13 @@ def _wide(claims: Grid) -> list[str]:
 
 
 def print_table1(tables: Sequence[Table1], console: Console) -> None:
-    """Print the blocks, in the columns that fit a terminal."""
+    """Print the blocks, in the columns that fit a terminal: all of them on a very wide one."""
+    is_short = console.width < WIDE_TERMINAL
     for table in tables:
         console.print(block_title(table), markup=False, highlight=False, style="bold")
-        for line in describe_sides(table):
+        for line in describe_sides(table, is_short=is_short):
             console.print(line, markup=False, highlight=False)
-        for grid in grids(table, is_short=True):
+        for grid in grids(table, is_short=is_short):
             console.print()
             console.print(grid_terminal(grid))
         console.print()
@@ -113,6 +119,9 @@ def table1_frame(tables: Sequence[Table1]) -> pd.DataFrame:
     for prefix in ("ours", "theirs"):
         for name in WHOLE_NUMBERS:
             frame[f"{prefix}_{name}"] = pd.array(list(frame[f"{prefix}_{name}"]), dtype="Int64")
+    for name in frame.columns:
+        if NUMBERS.search(name):
+            frame[name] = frame[name].astype("float64")
     return frame
 
 

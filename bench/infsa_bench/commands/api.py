@@ -1,4 +1,4 @@
-"""What Python programs and notebooks call in the place of the command line."""
+"""What Python programs, notebooks among them, call in the place of the command line."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _words(name: str, value: Any) -> list[str]:
 def _typed(name: str, value: Any) -> Any:
     """Return an option as the command line has it."""
     if name == "option":
-        return tuple(value)
+        return (value,) if isinstance(value, str) else tuple(value)
     if name not in LISTS or value is None:
         return value
     if isinstance(value, Iterable) and not isinstance(value, str):
