@@ -159,7 +159,7 @@ def test_the_ablation_is_measured_and_shown(run: CommandLine) -> None:
     words = ["table1", "results/mine", "--ablation", "--measure", "--device", "cuda:0", "--energy", "none"]
     result = run(*words)
     assert result.code == 0, result.err
-    assert "Ablation of infsa-linear (fast)" in result.out
+    assert "Ablation of infsa-linear (fast, amp-bf16 and bf16, eager)" in " ".join(result.out.split())
     for form in ("md", "csv", "tex", "json"):
         assert run("table1", "results/mine", "--ablation", "--format", form).code == 0
     assert "has no cell of the nine mechanisms, with one image a batch" in run("table1", "results/mine").err
