@@ -60,6 +60,23 @@ def test_without_an_interval_it_says_why_and_gives_the_range() -> None:
     assert "one sample: no interval" in text(finding(measured("softmax", (0.12,)), measured("infsa-linear", (0.03,))))
 
 
+def test_an_interval_and_a_range_are_never_mixed() -> None:
+    """Of one an interval of 10.2 to 10.4 ms among times up to 50, of the other three times: only their ranges count."""
+    sure = [0.0102, 0.0103, 0.0104] * 12 + [0.010, 0.050]
+    found = finding(measured("softmax", (0.020, 0.021, 0.022)), measured("infsa-linear", sure))
+    assert found.figure_range == "0.400 .. 2.20 over all times of both; one of them or both have no 95 % interval"
+    assert "but that is no lead: its range, for want of an interval, overlaps with those of softmax" in text(found)
+
+
+def test_few_processes_are_a_caveat_of_their_own() -> None:
+    records = [measured("softmax", times(0.1), replicate=index) for index in range(3)]
+    assert caveats(run_of(records)) == []
+    records += [measured("mlla", times(0.1), replicate=index) for index in range(2)]
+    assert caveats(run_of(records)) == [
+        "Some cells ran in fewer than 3 processes: how processes differ is not known there."
+    ]
+
+
 def test_replicates_have_an_interval_between_processes_from_three_on() -> None:
     def run(replicates: int) -> str:
         records = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +23,13 @@ from sample_runs import (
     run_of,
     times,
 )
+from table1_records import run_of as table1_run
+from table1_records import table1_records
 
 from infsa_bench.codec import encode
 from infsa_bench.report.figures import FIGURES
 from infsa_bench.report.page import render_page
+from infsa_bench.report.paper_sections import paper_sections
 from infsa_bench.report.sections import Section, text_table
 from infsa_bench.report.side_by_side import run_letter
 from infsa_bench.report.table import render_csv
@@ -377,6 +381,32 @@ def test_a_run_of_432_cells_stays_usable(visitor: Visitor, tmp_path: Path) -> No
 
 def test_the_same_runs_give_the_same_page(pages: dict[str, Path]) -> None:
     assert render_page([ORDINARY]) == pages["ordinary"].read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_table_1_beside_the_paper_filters_sorts_and_shows_more_on_request(visitor: Visitor, tmp_path: Path) -> None:
+    page = tmp_path / "index.html"
+    run = table1_run(table1_records("reference") + table1_records("fast"))
+    page.write_text(render_page([run], paper_sections(run)), encoding="utf-8")
+    visit = visitor.open(page)
+    titles = visit.evaluate("Array.from(document.querySelectorAll('h2')).map(title => title.textContent.trim())")
+    assert [title.partition(":")[0] for title in titles if "paper" in title] == [
+        "What of the paper reproduces",
+        "Beside the paper",
+    ] * 2
+    first = next(title for title in titles if title.startswith("Beside the paper"))
+    assert first == "Beside the paper: fast, bf16 and amp-bf16, eager"
+    section = f"Array.from(document.querySelectorAll('section')).find(s => s.innerText.startsWith({json.dumps(first)}))"
+    shown = f"Array.from({section}.querySelectorAll('tbody tr')).filter(row => row.offsetParent).length"
+    everything = visit.evaluate(shown)
+    assert everything > 27
+    visit.evaluate(f"""() => {{
+        const select = {section}.querySelector('select[data-filter=mechanism]');
+        select.value = 'performer'; select.dispatchEvent(new Event('change', {{bubbles: true}}));
+    }}""")
+    assert visit.evaluate(shown) == 3
+    detail = f"Array.from({section}.querySelectorAll('th.detail, td.detail')).filter(cell => cell.offsetParent).length"
+    assert visit.evaluate(detail) == 0
 
 
 @pytest.mark.usefixtures("no_figures")
