@@ -400,10 +400,8 @@ def test_table_1_beside_the_paper_filters_sorts_and_shows_more_on_request(visito
     shown = f"Array.from({section}.querySelectorAll('tbody tr')).filter(row => row.offsetParent).length"
     everything = visit.evaluate(shown)
     assert everything > 27
-    visit.evaluate(f"""() => {{
-        const select = {section}.querySelector('select[data-filter=mechanism]');
-        select.value = 'performer'; select.dispatchEvent(new Event('change', {{bubbles: true}}));
-    }}""")
+    heading = visit.page.get_by_role("heading", name=first, exact=True)
+    visit.page.locator("section", has=heading).locator("select[data-filter=mechanism]").select_option("performer")
     assert visit.evaluate(shown) == 3
     detail = f"Array.from({section}.querySelectorAll('th.detail, td.detail')).filter(cell => cell.offsetParent).length"
     assert visit.evaluate(detail) == 0
