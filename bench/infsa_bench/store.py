@@ -162,7 +162,7 @@ def is_run(path: Path) -> bool:
     if (path / MANIFEST).is_file():
         return True
     if path.exists() and (not path.is_dir() or any(entry.name not in (LOCK, DRAFT) for entry in path.iterdir())):
-        raise SpecError(f"{path} exists and is no run of infsa-bench; choose another --out")
+        raise SpecError(f"{path} exists and is no run of infsa-bench; choose another folder")
     return False
 
 

@@ -248,7 +248,7 @@ def test_is_run_refuses_what_belongs_to_somebody_else(tmp_path: Path) -> None:
     file.touch()
     (tmp_path / RECORDS).mkdir()
     for foreign in (file, tmp_path):
-        with pytest.raises(SpecError, match=r"exists and is no run of infsa-bench; choose another --out"):
+        with pytest.raises(SpecError, match=r"exists and is no run of infsa-bench; choose another folder"):
             is_run(foreign)
 
 

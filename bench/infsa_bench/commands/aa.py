@@ -53,7 +53,7 @@ def _sweep(words: Sequence[str], replicates: int, out: Path) -> None:
     if taken := [word for word in words if word.partition("=")[0] in OWN_OPTIONS]:
         raise SpecError(f"{taken[0]} is no option of aa, whose sweep has its own")
     if is_run(out):
-        raise SpecError(f"{out} holds a run already: take it with --from, or choose another --out")
+        raise SpecError(f"{out} holds a run already: take it with --from, or choose another folder")
     command = [*this_build().command, "sweep", *([] if "--protocol" in words else ["--protocol", "gate"]), *words]
     command += ["--replicates", str(replicates), "--time-budget", "none", "--no-peaks", NO_REPORT]
     command += ["--out", str(out)]

@@ -75,7 +75,7 @@ def gate(request: GateRequest, console: Console) -> int:
     noise = find_noise(request.noise, {request.baseline: stored})
     out = request.out or Path("results") / f"gate-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     if out.exists() and not (out.is_dir() and (request.resume or not any(out.iterdir()))):
-        raise SpecError(f"{out} holds something already: add --resume to finish a gate, or choose another --out")
+        raise SpecError(f"{out} holds something already: add --resume to finish a gate, or choose another folder")
     try:
         return _run(request, stored, noise, out, console)
     except KeyboardInterrupt:

@@ -52,7 +52,7 @@ def layers(
     try:
         out.mkdir(parents=True)
     except FileExistsError:
-        raise SpecError(f"{out} exists; choose another --out") from None
+        raise SpecError(f"{out} exists; choose another folder") from None
     except OSError as error:
         raise SpecError(f"cannot write to {out}: {error.strerror or error}") from error
     try:

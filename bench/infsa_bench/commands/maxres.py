@@ -201,7 +201,7 @@ def _earlier_search(request: MaxresRequest) -> Manifest | None:
     """Return the manifest of the search that is to be resumed, None for a new one; raises as earlier_manifest."""
     earlier = earlier_manifest(request.out, request.resume)
     if earlier is not None and earlier.search is None:
-        raise SpecError(f"{request.out} holds a sweep, no search; choose another --out")
+        raise SpecError(f"{request.out} holds a sweep, no search; choose another folder")
     return earlier
 
 

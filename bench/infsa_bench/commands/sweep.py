@@ -184,7 +184,7 @@ def _earlier_run(request: SweepRequest, options: SweepOptions) -> Manifest | Non
         return None
     assert request.out is not None
     if earlier.search is not None:
-        raise SpecError(f"{request.out} holds a search of maxres, no sweep; choose another --out")
+        raise SpecError(f"{request.out} holds a search of maxres, no sweep; choose another folder")
     asked = replace(
         earlier.settings,
         protocol=options.protocol,
