@@ -166,6 +166,24 @@ def test_every_figure_loads_and_is_described(visitor: Visitor, pages: dict[str, 
         assert all(width > 0 and len(alternative) > 20 for width, alternative in images)
 
 
+def test_a_figure_that_is_clicked_fills_the_window_until_something_else_is(
+    visitor: Visitor, pages: dict[str, Path]
+) -> None:
+    for width in (380, 1600):
+        visit = visitor.open(pages["ordinary"], width)
+        image = visit.page.locator("figure img").first
+        before = image.bounding_box()
+        image.click()
+        enlarged = image.bounding_box()
+        assert before is not None
+        assert enlarged is not None
+        assert (enlarged["x"], enlarged["y"], enlarged["width"]) == (0, 0, width)
+        visit.evaluate("document.activeElement.blur()")
+        after = image.bounding_box()
+        assert after is not None
+        assert (after["width"], after["height"]) == (before["width"], before["height"])
+
+
 def test_a_figure_without_data_is_named(visitor: Visitor, tmp_path: Path) -> None:
     page = tmp_path / "index.html"
     page.write_text(render_page([run_of([make_record()])]), encoding="utf-8")
