@@ -472,7 +472,7 @@ def test_all_nine_killed_midway_and_resumed_end_once_each(tmp_path: Path) -> Non
             assert row["datasheet_fraction"] == ""
     figures = ("latency_vs_resolution", "dashboard", "memory_vs_tokens", "oom_frontier", "roofline")
     drawn = {f"{stem}.{kind}" for stem in figures for kind in ("png", "svg")}
-    assert {file.name for file in reports.iterdir()} == {"table.md", "table.csv", *drawn}
+    assert {file.name for file in reports.iterdir()} == {"table.md", "table.csv", "index.html", "report.md", *drawn}
 
 
 def test_ctrl_c_keeps_what_is_recorded_and_says_how_to_go_on(tmp_path: Path) -> None:
