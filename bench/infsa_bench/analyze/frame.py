@@ -30,6 +30,9 @@ WHOLE_NUMBERS = (
     "temperature_high_celsius",
 )
 
+# Once: reading annotations compiles them.
+FLOATS = tuple(name for name, kind in typing.get_type_hints(SummaryRow).items() if kind == float | None)
+
 
 def to_frame(rows: Sequence[SummaryRow]) -> pd.DataFrame:
     """Return one line a cell: the axes of its case, then the fields of :class:`SummaryRow`.
@@ -52,10 +55,9 @@ def to_frame(rows: Sequence[SummaryRow]) -> pd.DataFrame:
     ]
     columns = ["cell", *case_fields, "options", "tokens", *row_fields, "flags"]
     frame = pd.DataFrame(records, columns=columns)
-    for name, kind in typing.get_type_hints(SummaryRow).items():
-        if kind == float | None:
-            # Where no cell has such a number, too.
-            frame[name] = frame[name].astype("float64")
+    for name in FLOATS:
+        # Where no cell has such a number, too.
+        frame[name] = frame[name].astype("float64")
     for name in WHOLE_NUMBERS:
         # Nullable integers: a column with a failed cell would turn into floats otherwise, and lose digits.
         frame[name] = pd.array([getattr(row, name) for row in rows], dtype="Int64")
