@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,22 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SpecError, match="cannot write"):
         write_baseline(tmp_path / "file" / "b.json", make_side(cell_records([1.0])))
+
+
+@pytest.mark.parametrize(
+    ("found", "replaced"),
+    [
+        (r'"latency_seconds": ?[0-9.e-]+', '"latency_seconds": -1.0'),
+        (r'"latency_seconds": ?[0-9.e-]+', '"latency_seconds": null'),
+        (r'"peak_memory_bytes": ?[0-9]+', '"peak_memory_bytes": -5'),
+    ],
+)
+def test_what_nobody_can_have_measured_is_refused(tmp_path: Path, found: str, replaced: str) -> None:
+    file = tmp_path / "baseline.json"
+    write_baseline(file, make_side(cell_records([1.0, 1.1, 1.2])))
+    text = file.read_text()
+    changed = re.sub(found, replaced, text, count=1)
+    assert changed != text
+    file.write_text(changed)
+    with pytest.raises(SchemaError, match="nobody can have measured"):
+        load_baseline(file)

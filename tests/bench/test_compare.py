@@ -401,3 +401,23 @@ def test_entries_come_metric_by_metric_and_cells_by_name() -> None:
     for metric in set(metrics):
         cells = [item.cell for item in comparison.judged if item.metric == metric]
         assert cells == sorted(cells)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "code"), [(1, 5, 1), (1, 2, 1), (5, 5, 0), (5, 1, 0), (2, 2, 0), (0, 1, 1), (1, 0, 0)]
+)
+def test_more_failing_processes_are_a_regression(before: int, after: int, code: int) -> None:
+    def side(failing: int, name: str) -> Baseline:
+        failed = failed_records(count=5)[:failing]
+        return make_side([*failed, *cell_records([1.0] * 5)[failing:]], name=name)
+
+    assert compare(side(before, "base"), side(after, "new")).exit_code(is_strict=False) == code
+
+
+def test_what_cannot_be_compared_is_doubt_if_strict() -> None:
+    energy = make_energy()
+    base = make_side(cell_records([1.0, 1.001, 1.002], changes={"energy": energy}))
+    new = make_side(cell_records([1.0, 1.001, 1.002]), name="new")
+    found = compare(base, new)
+    assert [item.verdict for item in found.judged if item.metric == "energy"] == ["NOT_COMPARABLE"]
+    assert (found.exit_code(is_strict=False), found.exit_code(is_strict=True)) == (0, 4)

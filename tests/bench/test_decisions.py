@@ -139,3 +139,13 @@ def test_the_detectable_effect_is_found_four_times_in_five() -> None:
         new[0] += effect
         found += bool(confirmed(moments(base), moments(new), 0.03)[0])
     assert 0.75 < found / 2000 < 0.86
+
+
+@pytest.mark.parametrize(("count", "tests"), [(5, 1), (3, 1), (5, 300), (10, 3)])
+def test_the_detectable_effect_is_that_of_the_noncentral_t(count: int, tests: int) -> None:
+    """By the noncentral t distribution of scipy, for the statistic of two sides of ``count`` values."""
+    deviation, margin = 0.02, math.log1p(0.03)
+    effect = math.log1p(detectable(deviation, 2 * count - 2, count, count, margin, tests=tests))
+    noncentrality = (effect - margin) / (deviation * math.sqrt(2 / count))
+    critical = stats.t.ppf(1 - 0.05 / tests, 2 * count - 2)
+    assert stats.nct.sf(critical, 2 * count - 2, noncentrality) == pytest.approx(0.8, abs=1e-4)

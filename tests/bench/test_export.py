@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 from sample_records import make_energy, make_failure, make_measurement, make_record
-from sample_sides import cell_records, failed_records, noisy, write_run
+from sample_sides import cell_records, failed_records, noisy, stored, write_run
 from test_cli import CommandLine, run
 
+from infsa_bench.analyze.run import summarized
 from infsa_bench.cli import main
+from infsa_bench.report.export import render_github_action_benchmark
 
 __all__ = ["main", "run"]
 
@@ -114,7 +116,9 @@ def test_github_action_benchmark(exported: CommandLine) -> None:
         assert all(re.fullmatch(r"± [0-9.]+", entry["range"]) for entry in entries if "range" in entry)
     smaller, bigger = ({entry["name"]: entry for entry in found[name]} for name in FILES)
     assert smaller["infsa/oom_cells"]["value"] == 2
-    assert {name.rpartition("/")[2] for name in smaller} == {"latency", "energy", "peak_memory", "oom_cells"}
+    assert smaller["infsa/failed_cells"]["value"] >= 2
+    kinds = {"latency", "energy", "peak_memory", "oom_cells", "failed_cells"}
+    assert {name.rpartition("/")[2] for name in smaller} == kinds
     assert {name.rpartition("/")[2] for name in bigger} == {"throughput", "max_resolution"}
     energy = smaller["infsa/soft.reference/4L-64H/r224/b1/fp32/infer/eager/energy"]
     assert (energy["unit"], energy["value"]) == ("J/image", pytest.approx(3.0))
@@ -212,3 +216,12 @@ def test_the_committed_run_exports(run: CommandLine) -> None:
     assert run("export", str(folder), "--format", "github-action-benchmark", "-o", "bench").code == 0
     for name in FILES:
         validate(json.loads((run.folder / f"bench/{name}.json").read_text()), GITHUB_ACTION_SCHEMA)
+
+
+def test_a_failure_in_one_of_many_processes_is_counted() -> None:
+    """As compare does; a cell that was left out for want of time is none."""
+    records = [*cell_records([1.0] * 4), *failed_records(count=5)[4:]]
+    records += failed_records("crash", mechanism="mlla") + failed_records("skipped", mechanism="soft")
+    entries = json.loads(render_github_action_benchmark(summarized(stored(records)))["smaller.json"])
+    counted = {entry["name"]: entry["value"] for entry in entries if entry["unit"] == "cells"}
+    assert counted == {"infsa/oom_cells": 1, "infsa/failed_cells": 2}

@@ -23,7 +23,7 @@ from infsa_bench.execute import launcher as launcher_module
 from infsa_bench.execute import process
 from infsa_bench.execute.launcher import MAX_ATTEMPTS, MAX_STARTS, CaseRun, Launcher, Patience
 from infsa_bench.execute.messages import RunCommand
-from infsa_bench.execute.process import WorkerCommand
+from infsa_bench.execute.process import WorkerCommand, environment_for_python, worker_command
 from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import Failure, Measurement
 from infsa_bench.spec import Case
@@ -498,3 +498,18 @@ def test_a_worker_that_never_ends_a_line_is_given_up(launcher: Launcher, monkeyp
     assert isinstance(outcome, Failure)
     assert outcome.kind == "crash"
     assert run(launcher).outcome == MEASUREMENT
+
+
+def test_a_worker_imports_what_its_parent_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What PYTHONPATH names comes before the folder that we are in: two builds differ in that alone."""
+    for folder in (tmp_path, tmp_path / "base"):
+        (folder / "twice").mkdir(parents=True)
+        (folder / "twice" / "__init__.py").write_text(f"PLACE = {str(folder)!r}")
+    code = "import sys, twice; print(twice.PLACE)"
+    monkeypatch.chdir(tmp_path)
+    for path, expected in (("base", tmp_path / "base"), ("", tmp_path)):
+        monkeypatch.setenv("PYTHONPATH", path)
+        words = [sys.executable, "-P", "-c", code]
+        done = subprocess.run(words, env=environment_for_python(), capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == str(expected)
+    assert worker_command("cpu", 3, 1)[1] == "-P"

@@ -82,3 +82,11 @@ def test_noise_is_written_and_read(tmp_path: Path) -> None:
 @given(values_of(Noise))
 def test_reading_gives_back_what_was_written(noise: Noise) -> None:
     assert decode(Noise, encode(noise)) == noise
+
+
+def test_a_cell_among_few_is_as_sure_as_itself() -> None:
+    """Of one cell in five processes four degrees of freedom, not eight: its own mean knows nothing more."""
+    noise = noise_of(make_side(cell_records([1.0, 1.01, 1.02, 0.99, 1.005])), "2026-01-01T00:00:00+00:00")
+    (cell,) = (found for found in noise.cells if found.metric == "latency")
+    assert noise.spread("latency", cell.cell) == (cell.deviation**2, 4.0)
+    assert noise.detectable_effect > 0.03

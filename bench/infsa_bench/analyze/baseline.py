@@ -204,7 +204,19 @@ def load_baseline(file: Path) -> Baseline:
         for replicate in cell.replicates:
             if replicate.environment not in baseline.environments:
                 raise SchemaError(f"{file}: {cell.name} ran in an environment that is not in the file")
+            if not _is_possible(replicate):
+                raise SchemaError(f"{file}: {cell.name} has numbers that nobody can have measured")
+        if not cell.replicates:
+            raise SchemaError(f"{file}: {cell.name} has no replicate")
     return baseline
+
+
+def _is_possible(replicate: Replicate) -> bool:
+    """Tell whether a replicate failed, or has its times, and nothing that is not above zero."""
+    times = (replicate.latency_seconds, replicate.seconds_per_iteration)
+    numbers = [*times, replicate.peak_memory_bytes, *replicate.joules_per_image]
+    is_whole = replicate.failure is not None or None not in times
+    return is_whole and all(number is None or number > 0 for number in numbers)
 
 
 def _refuse_repeated(file: Path, names: Iterable[str]) -> None:

@@ -99,7 +99,7 @@ class Comparison:
     @property
     def is_ambiguous(self) -> bool:
         """Whether something could not be told."""
-        return self.is_too_noisy or any(item.verdict == "AMBIGUOUS" for item in self.judged)
+        return self.is_too_noisy or any(item.verdict in ("AMBIGUOUS", "NOT_COMPARABLE") for item in self.judged)
 
     def exit_code(self, *, is_strict: bool, is_mismatch_allowed: bool = False) -> int:
         """Return 0 for no regression, 1 for one, 3 for sides that are not comparable, 4 for doubt if strict."""

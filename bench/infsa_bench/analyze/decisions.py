@@ -208,13 +208,21 @@ def benjamini_hochberg(p_values: Array) -> Array:
 
 
 def detectable(
-    deviation: float, degrees: float, base_count: float, new_count: float, margin: float, *, tests: int
+    deviation: float,
+    degrees: float,
+    base_count: float,
+    new_count: float,
+    margin: float,
+    *,
+    tests: int,
+    alpha: float = ALPHA,
 ) -> float:
     """Return the least worsening, as a ratio less 1, that is found in four of five times, alone among ``tests`` cells.
 
-    ``deviation`` is the standard deviation of a logarithm.
+    ``deviation`` is the standard deviation of a logarithm. By the noncentral t distribution, that of the statistic
+    where the worsening is there.
     """
     degrees = min(max(degrees, 1.0), MOST_DEGREES)
-    level = 1 - ALPHA / max(1, tests)
-    quantiles = float(special.stdtrit(degrees, level)) + float(special.stdtrit(degrees, POWER))
-    return math.expm1(margin + quantiles * deviation * math.sqrt(1 / base_count + 1 / new_count))
+    critical = float(special.stdtrit(degrees, 1 - alpha / max(1, tests)))
+    noncentrality = float(special.nctdtrinc(degrees, 1 - POWER, critical))
+    return math.expm1(margin + noncentrality * deviation * math.sqrt(1 / base_count + 1 / new_count))

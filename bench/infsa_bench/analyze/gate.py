@@ -27,9 +27,6 @@ from infsa_bench.analyze.noise import FEWEST_CONFIRMING, TYPICAL_SUSPECTS, Noise
 from infsa_bench.analyze.outcomes import status
 from infsa_bench.analyze.verdict import Judged, Verdict
 
-SCREENING_REPLICATES = 5
-"""Fresh processes a side in which all cells are measured."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suspect:
@@ -88,8 +85,10 @@ def _moments(pairs: Iterable[tuple[Sample, Sample]]) -> tuple[Moments, Moments]:
     return base, new
 
 
-def gate_detectable(base: Baseline, new: Baseline, confirming: int) -> dict[str, float]:
-    """Return, by metric, the least worsening that both stages find four times in five, in the typical cell."""
+def gate_detectable(
+    base: Baseline, new: Baseline, confirming: int, *, is_base_stored: bool = False
+) -> dict[str, float]:
+    """Return, by metric, the least worsening that either stage finds four times in five, in the typical cell."""
     found: dict[str, float] = {}
     for name, metric in NOISY_METRICS.items():
         tested = _testable(base, new, name)
@@ -99,9 +98,12 @@ def gate_detectable(base: Baseline, new: Baseline, confirming: int) -> dict[str,
         deviation = math.sqrt(float(np.median(pooled(before, after).variance)))
         margin = statistics.median(log_margin(metric, *pair) for pair in tested.values())
         counts = (float(np.median(before.count)), float(np.median(after.count)))
+        again = counts[0] if is_base_stored else confirming
+        alpha = STORED_ALPHA if is_base_stored else ALPHA
+        second = (deviation, again + confirming - 2, again, confirming, margin)
         stages = (
             detectable(deviation, sum(counts) - 2, *counts, margin, tests=1),
-            detectable(deviation, 2 * confirming - 2, confirming, confirming, margin, tests=TYPICAL_SUSPECTS),
+            detectable(*second, tests=TYPICAL_SUSPECTS, alpha=alpha),
         )
         found[name] = max(stages)
     return found
@@ -136,27 +138,35 @@ def decide(
     ``confirming`` is the number of processes that suspects have.
     """
     first = compare(base, new, noise)
-    first = replace(first, detectable=first.detectable | gate_detectable(base, new, confirming))
+    first = replace(
+        first, detectable=first.detectable | gate_detectable(base, new, confirming, is_base_stored=is_base_stored)
+    )
     if not suspected or second_base is None or second_new is None:
         return replace(first, judged=tuple(_unless_suspected(item) for item in first.judged))
     cells = {suspect.cell for suspect in suspected}
-    again = compare(restricted(second_base, cells), restricted(second_new, cells))
+    again = compare(restricted(second_base, cells), restricted(second_new, cells), noise)
+    keys = {(suspect.cell, suspect.metric) for suspect in suspected}
     second = {(item.cell, item.metric): item for item in again.judged}
     decided = _confirm(suspected, second, second_base, second_new, STORED_ALPHA if is_base_stored else ALPHA)
     judged = []
     for item in first.judged:
         key = (item.cell, item.metric)
-        judged.append(decided[key] if key in decided else _unless_suspected(item))
-    known = {(item.cell, item.metric) for item in first.judged}
+        judged.append(decided[key] if key in decided else _unless_suspected(item, is_suspected=key in keys))
     # A failure that only showed when it was measured again.
-    judged += [item for item in again.judged if item.metric == "status" and (item.cell, "status") not in known]
+    failed = {item.cell: item for item in again.judged if item.metric == "status" and item.is_regression}
+    judged = [item for item in judged if item.metric != "status" or item.cell not in failed or item.is_regression]
+    known = {item.cell for item in judged if item.metric == "status"}
+    judged += [item for cell, item in failed.items() if cell not in known]
     return replace(first, judged=tuple(judged))
 
 
-def _unless_suspected(item: Judged) -> Judged:
+def _unless_suspected(item: Judged, *, is_suspected: bool = False) -> Judged:
     """A single stage convicts nobody: not by a test."""
     if item.verdict == "REGRESSED" and item.q_value is not None:
-        return replace(item, verdict="AMBIGUOUS", reason="worse among all cells, but not suspected by itself")
+        reason = "worse among all cells, but not suspected by itself"
+        if is_suspected:
+            reason = "suspected; could not be measured again in enough processes of both sides"
+        return replace(item, verdict="AMBIGUOUS", reason=reason)
     return item
 
 
@@ -180,9 +190,15 @@ def _confirm(
         pair = _pair(suspect, mine, theirs)
         if _is_exact(pair):
             decided[key] = replace(item, tags=(*item.tags, "measured again"))
-        elif min(len(sample.values) for sample in pair) > 1:
+        elif min(len(sample.values) for sample in pair) >= MIN_REPLICATES:
             tested.append(suspect)
             sides.append(pair)
+        elif item.p_value is not None:
+            # One of the sides has too few processes to say how sure it is; the machine's noise does.
+            is_worse = item.p_value * len(suspected) < alpha
+            verdict: Verdict = "REGRESSED" if is_worse and item.verdict == "REGRESSED" else "AMBIGUOUS"
+            reason = "" if verdict == "REGRESSED" else "suspected, and not confirmed by fresh processes"
+            decided[key] = replace(item, verdict=verdict, reason=reason, tags=(*item.tags, "measured again"))
     if not tested:
         return decided
     before, after = _moments(sides)

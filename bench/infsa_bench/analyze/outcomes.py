@@ -20,6 +20,12 @@ def status(cell: Cell) -> str:
     return "ok" if any(one.failure is None for one in cell.replicates) else "skipped"
 
 
+def failed_share(cell: Cell) -> float:
+    """Return the share of a cell's processes that failed; those that were left out for want of time do not count."""
+    tried = [one.failure is not None for one in cell.replicates if not one.is_unplanned]
+    return sum(tried) / len(tried) if tried else 0.0
+
+
 def status_changes(base: Mapping[str, Cell], new: Mapping[str, Cell]) -> list[Judged]:
     """Return an entry for each cell of the base that is gone, or did not run everywhere on both sides."""
     judged = []
@@ -27,12 +33,13 @@ def status_changes(base: Mapping[str, Cell], new: Mapping[str, Cell]) -> list[Ju
         before, after = status(cell), status(new[name]) if name in new else "missing"
         if before == after == "ok":
             continue
+        share, new_share = failed_share(cell), failed_share(new[name]) if name in new else 1.0
         direction: Direction = "neither"
-        if after == "missing" or before == "ok":
+        if after == "missing" or before == "ok" or new_share > share:
             direction = "worse"
-        elif after == "ok":
+        elif after == "ok" or new_share < share:
             direction = "better"
-        is_changed = before != after
+        is_changed = before != after or share != new_share
         judged.append(
             Judged(
                 cell=name,

@@ -17,6 +17,7 @@ from infsa_bench.analyze.metrics import MIN_REPLICATES
 from infsa_bench.analyze.noise import NOISE, Noise, noise_of, write_noise
 from infsa_bench.commands.measuring import NO_REPORT, this_build
 from infsa_bench.errors import SpecError, SweepStoppedError
+from infsa_bench.execute.process import environment_for_python
 from infsa_bench.report.units import format_percent
 from infsa_bench.store import is_run
 from infsa_bench.sweep import utc_now
@@ -57,7 +58,7 @@ def _sweep(words: Sequence[str], replicates: int, out: Path) -> None:
     command = [*this_build().command, "sweep", *([] if "--protocol" in words else ["--protocol", "gate"]), *words]
     command += ["--replicates", str(replicates), "--time-budget", "none", "--no-peaks", NO_REPORT]
     command += ["--out", str(out)]
-    code = subprocess.run(command, check=False).returncode
+    code = subprocess.run(command, env=environment_for_python(), check=False).returncode
     if code in (130, -2):
         raise KeyboardInterrupt
     if code == 2:

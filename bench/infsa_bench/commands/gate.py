@@ -13,8 +13,8 @@ from rich.console import Console
 from infsa_bench.analyze.baseline import Baseline, load_side
 from infsa_bench.analyze.comparability import differences
 from infsa_bench.analyze.compare import Comparison
-from infsa_bench.analyze.gate import SCREENING_REPLICATES, Suspect, decide, measurable, restricted, suspects
-from infsa_bench.analyze.noise import FEWEST_CONFIRMING, Noise
+from infsa_bench.analyze.gate import Suspect, decide, measurable, restricted, suspects
+from infsa_bench.analyze.noise import FEWEST_CONFIRMING, SCREENING_REPLICATES, Noise
 from infsa_bench.codec import encode
 from infsa_bench.commands.compare import FORMATS, find_noise, print_comparison
 from infsa_bench.commands.measuring import Build, build_called, build_in, measure, this_build

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from infsa_bench.errors import SpecError, SweepStoppedError
+from infsa_bench.execute.process import environment_for_python
 from infsa_bench.protocol import PROTOCOLS, Protocol
 from infsa_bench.spec import Case
 from infsa_bench.store import Settings, is_run
@@ -31,17 +32,20 @@ class Build:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+PYTHON = (sys.executable, "-P", "-m", "infsa_bench")
+"""Without the folder that we are in before all others: two builds differ in what PYTHONPATH names."""
+
+
 def this_build() -> Build:
     """Return the build that runs now."""
-    return Build(name="new", command=(sys.executable, "-m", "infsa_bench"))
+    return Build(name="new", command=PYTHON)
 
 
 def build_in(folder: Path) -> Build:
     """Return the build whose files lie in ``folder``, run with this one's Python and libraries."""
     paths = [str(folder / "bench"), str(folder / "models")]
-    earlier = os.environ.get("PYTHONPATH")
-    environment = {"PYTHONPATH": os.pathsep.join([*paths, *([earlier] if earlier else [])])}
-    return Build(name="base", command=(sys.executable, "-m", "infsa_bench"), environment=environment)
+    environment = {"PYTHONPATH": os.pathsep.join([*paths, environment_for_python()["PYTHONPATH"]])}
+    return Build(name="base", command=PYTHON, environment=environment)
 
 
 def build_called(command: str) -> Build:
@@ -109,7 +113,7 @@ def measure(
 def _known_options(build: Build) -> str:
     """Return what a build says of the options of its sweep: an older one has not all of them; nothing if it fails."""
     command = [*build.command, "sweep", "--help"]
-    environment = {**os.environ, **build.environment, "COLUMNS": "200"}
+    environment = {**environment_for_python(), **build.environment, "COLUMNS": "200"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     except OSError:
@@ -125,7 +129,11 @@ def _run(command: Sequence[str], build: Build, log: Path) -> bool:
             output.write(f"$ {shlex.join(command)}\n")
             output.flush()
             done = subprocess.run(
-                command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **build.environment}, check=False
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**environment_for_python(), **build.environment},
+                check=False,
             )
     except OSError as error:
         raise SpecError(f"{shlex.join(build.command)} cannot be run: {error.strerror or error}") from None

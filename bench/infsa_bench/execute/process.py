@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from infsa_bench.errors import PeaksUnavailableError, SchemaError, SpecError, SweepStoppedError
 from infsa_bench.execute.messages import (
@@ -46,8 +47,17 @@ WorkerCommand = Callable[[str, int, int], list[str]]
 
 
 def worker_command(device: str, message_fd: int, parent_pid: int) -> list[str]:
-    """Return the command line of a worker."""
-    return [sys.executable, "-m", "infsa_bench.execute.worker", device, str(message_fd), str(parent_pid)]
+    """Return the command line of a worker.
+
+    With -P the folder that we are in does not come before PYTHONPATH: a worker imports what its parent does.
+    """
+    return [sys.executable, "-P", "-m", "infsa_bench.execute.worker", device, str(message_fd), str(parent_pid)]
+
+
+def environment_for_python() -> dict[str, str]:
+    """Return the environment of a Python of ours: where modules are looked for last is the folder that we are in."""
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, str(Path.cwd())])}
 
 
 class WorkerEndedError(Exception):
@@ -98,6 +108,7 @@ class Worker:
                 pass_fds=(write_fd,),
                 # A session of its own: Ctrl-C in the terminal reaches the parent alone, which then ends the worker.
                 start_new_session=True,
+                env=environment_for_python(),
             )
         finally:
             os.close(write_fd)

@@ -18,7 +18,7 @@ from infsa_bench.analyze.summary import SummaryRow
 from infsa_bench.analyze.verdict import Judged
 from infsa_bench.errors import SpecError
 from infsa_bench.quoting import one_line
-from infsa_bench.record import MEMORY_KINDS
+from infsa_bench.record import MEMORY_KINDS, Failure
 from infsa_bench.report.comparison import format_value
 from infsa_bench.report.describe import describe_environment
 from infsa_bench.report.units import significant
@@ -35,7 +35,8 @@ MEBIBYTE = 2**20
 def render_github_action_benchmark(run: Run) -> dict[str, str]:
     """Return both files by name: JSON arrays of name, unit and value.
 
-    ``infsa/oom_cells`` is always there, so that a new one is seen; ``max_resolution`` of each series of cells, too.
+    ``infsa/oom_cells`` and ``infsa/failed_cells`` are always there, so that a new one is seen, were it in one process
+    of many; cells that were left out for want of time are none. So is ``max_resolution`` of each series of cells.
 
     Raises:
         SpecError: a cell has two rows, or a name is too long.
@@ -56,10 +57,21 @@ def render_github_action_benchmark(run: Run) -> dict[str, str]:
         bigger += _entry(f"{name}/throughput", "images/s", row.images_per_second, 1.0, details)
     for name, resolution in largest_resolutions(run).items():
         bigger += _entry(f"{name}/max_resolution", "px", resolution, 1.0, extra)
-    failed = sum(row.status in MEMORY_KINDS for row in run.rows)
-    counters = {"name": "infsa/oom_cells", "unit": "cells", "value": failed}
-    smaller.append(counters | ({"extra": extra} if extra else {}))
+    failed = {
+        record.case.cell: record.outcome.kind
+        for record in run.records
+        if isinstance(record.outcome, Failure) and is_failed(record.outcome)
+    }
+    out_of_memory = sum(kind in MEMORY_KINDS for kind in failed.values())
+    for name, count in (("infsa/oom_cells", out_of_memory), ("infsa/failed_cells", len(failed))):
+        counters = {"name": name, "unit": "cells", "value": count}
+        smaller.append(counters | ({"extra": extra} if extra else {}))
     return {SMALLER: _json(smaller), BIGGER: _json(bigger)}
+
+
+def is_failed(failure: Failure) -> bool:
+    """Tell whether a cell was tried, or not even tried because a smaller one had run out of memory."""
+    return failure.kind != "skipped" or failure.dominated_by is not None
 
 
 def _entry(name: str, unit: str, value: float | None, scale: float, extra: str) -> list[dict[str, Any]]:
