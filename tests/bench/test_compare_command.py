@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sample_records import ENVIRONMENT, make_record
@@ -152,3 +153,16 @@ def test_reports_of_searches_compare_their_limits(run: CommandLine, tmp_path: Pa
     assert "512 px -> 384 px" in result.out
     assert run("compare", "results/lower", "results/base").code == 0
     assert run("compare", "results/base", "results/base", "--strict").code == 0
+
+
+@pytest.mark.parametrize(
+    "axis", [{"implementation": "fast"}, {"precision": "bf16"}, {"batch_size": 8}, {"phase": "train"}]
+)
+def test_sides_of_another_precision_or_kind_are_not_comparable(run: CommandLine, axis: dict[str, Any]) -> None:
+    write_run(Path("results/base"), cell_records([1.0] * 3))
+    write_run(Path("results/other"), cell_records([1.0] * 3, **axis))
+    result = run("compare", "results/base", "results/other")
+    (name,) = axis
+    assert result.code == 3
+    assert f"{name.replace('_', ' ')}" in result.out
+    assert run("compare", "results/base", "results/other", "--allow-mismatch").code == 2

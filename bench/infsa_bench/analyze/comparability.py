@@ -17,6 +17,10 @@ SIMILAR_MEMORY = 0.02
 """Relative difference of a GPU's memory that reserved areas of drivers explain."""
 
 
+AXES = ("implementation", "precision", "batch_size", "phase", "execution")
+"""Axes of cells: two sides that share no value of one were not measured alike, whatever their cells are called."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
     """Something that is not the same on both sides; with ``is_fatal`` numbers of the two cannot be compared."""
@@ -34,6 +38,7 @@ def differences(base: Baseline, new: Baseline) -> tuple[Difference, ...]:
         for what, is_fatal, mine, theirs in _settings(base.settings, new.settings)
         if mine != theirs
     ]
+    found += _axes(base, new)
     used = [_used(side) for side in (base, new)]
     for mine, theirs in itertools.product(*used):
         for what, (is_fatal, read) in _FACTS.items():
@@ -41,6 +46,17 @@ def differences(base: Baseline, new: Baseline) -> tuple[Difference, ...]:
             if pair[0] != pair[1] and not (what == "device memory" and _is_similar(mine, theirs)):
                 found.append(Difference(what=what, base=_text(pair[0]), new=_text(pair[1]), is_fatal=is_fatal))
     return tuple(sorted(dict.fromkeys(found), key=lambda difference: not difference.is_fatal))
+
+
+def _axes(base: Baseline, new: Baseline) -> list[Difference]:
+    """Return the axes of which the cells of two sides share no value."""
+    found = []
+    for axis in AXES:
+        before, after = ({str(getattr(cell.case, axis)) for cell in side.cells} for side in (base, new))
+        if before and after and before.isdisjoint(after):
+            words = [", ".join(sorted(values)) for values in (before, after)]
+            found.append(Difference(what=axis.replace("_", " "), base=words[0], new=words[1], is_fatal=True))
+    return found
 
 
 def energy_mismatch(base: Baseline, new: Baseline) -> str | None:
