@@ -421,3 +421,20 @@ def test_what_cannot_be_compared_is_doubt_if_strict() -> None:
     found = compare(base, new)
     assert [item.verdict for item in found.judged if item.metric == "energy"] == ["NOT_COMPARABLE"]
     assert (found.exit_code(is_strict=False), found.exit_code(is_strict=True)) == (0, 4)
+
+
+def test_what_is_faster_by_more_than_the_margin_is_not_the_same() -> None:
+    """Better by 5 %, surely: beyond the margin to that side, too."""
+    faster = [0.95, 0.9501, 0.9499, 0.95, 0.95]
+    base = make_side(cell_records([1.0, 1.0001, 0.9999, 1.0, 1.0]))
+    found = compare(base, make_side(cell_records(faster), name="new"))
+    assert {item.verdict for item in found.judged if item.metric in ("latency", "throughput")} == {"IMPROVED"}
+
+
+def test_data_that_would_miss_seven_percent_are_doubt_if_strict() -> None:
+    loud = [1.0, 1.2, 0.8, 1.1, 0.9]
+    found = compare(make_side(cell_records(loud)), make_side(cell_records(loud[::-1]), name="new"))
+    assert found.exit_code(is_strict=False) == 0
+    other = compare(make_side(cell_records(loud)), make_side(cell_records([each + 0.001 for each in loud]), name="new"))
+    assert other.is_too_noisy
+    assert other.exit_code(is_strict=True) == 4

@@ -225,3 +225,15 @@ def test_a_failure_in_one_of_many_processes_is_counted() -> None:
     entries = json.loads(render_github_action_benchmark(summarized(stored(records)))["smaller.json"])
     counted = {entry["name"]: entry["value"] for entry in entries if entry["unit"] == "cells"}
     assert counted == {"infsa/oom_cells": 1, "infsa/failed_cells": 2}
+
+
+def test_a_range_is_half_the_interval() -> None:
+    """Three processes of 1.0, 1.1 and 1.2 s: their Student interval in milliseconds, halved."""
+    run = summarized(stored(cell_records([1.0, 1.1, 1.2])))
+    entries = json.loads(render_github_action_benchmark(run)["smaller.json"])
+    (latency,) = (entry for entry in entries if entry["name"].endswith("/latency"))
+    (row,) = run.rows
+    assert row.latency_low_seconds is not None
+    assert row.latency_high_seconds is not None
+    half = 1e3 * (row.latency_high_seconds - row.latency_low_seconds) / 2
+    assert float(latency["range"].removeprefix("± ")) == pytest.approx(half, rel=0.01)
