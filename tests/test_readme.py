@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -131,3 +132,22 @@ def test_table_and_picture_are_those_of_the_committed_run() -> None:
 def test_links_into_the_repository_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_table_of_real_gates_says_what_they_decided() -> None:
+    folder = ROOT / "results" / "gates-cpu-20261126"
+    rows = re.findall(r"^\| \[(.+)\]\(.+/comparison.md\) \|(.*)\|$", (folder / "README.md").read_text(), re.MULTILINE)
+    assert {name for name, _ in rows} == {path.parent.name for path in folder.glob("*/gate.json")}
+    for name, cells in rows:
+        comparison = json.loads((folder / name / "comparison.json").read_text())
+        code = json.loads((folder / name / "gate.json").read_text())["exit_code"]
+        (found,) = (item for item in comparison["judged"] if item["metric"] == "latency" and "slowed" in item["cell"])
+        effect = f"{100 * comparison['detectable']['latency']:.1f} %"
+        expected = [
+            str(code),
+            found["verdict"],
+            f"{found['ratio']:.3f}",
+            f"{found['low']:.3f} .. {found['high']:.3f}",
+            effect,
+        ]
+        assert [cell.strip() for cell in cells.split("|")][1:] == expected

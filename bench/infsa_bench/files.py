@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from infsa_bench.errors import SchemaError
+from infsa_bench.errors import SchemaError, SpecError
 
 KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -126,3 +126,16 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Make ``text`` what is in a file that a user named, in one step, with the folders that it lies in.
+
+    Raises:
+        SpecError: it cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file.with_name(f"{file.name}.new"), file, lambda handle: handle.write(text))
+    except OSError as error:
+        raise SpecError(f"cannot write {file}: {error.strerror or error}") from error

@@ -9,12 +9,11 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
 
 from infsa_bench.analyze.max_resolution import summarize_search
 from infsa_bench.codec import decode, encode
 from infsa_bench.errors import SchemaError, SpecError
-from infsa_bench.files import read_file, replace_file
+from infsa_bench.files import read_file, write_text
 from infsa_bench.machine import Environment
 from infsa_bench.record import (
     SCHEMA_VERSION,
@@ -233,12 +232,4 @@ def write_baseline(file: Path, baseline: Baseline) -> None:
     Raises:
         SpecError: it cannot be written.
     """
-
-    def write(handle: TextIO) -> None:
-        handle.write(encode(baseline, indent=1) + "\n")
-
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file.with_name(f"{file.name}.new"), file, write)
-    except OSError as error:
-        raise SpecError(f"cannot write {file}: {error.strerror or error}") from error
+    write_text(file, encode(baseline, indent=1) + "\n")

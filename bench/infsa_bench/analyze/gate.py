@@ -49,10 +49,11 @@ def restricted(side: Baseline, cells: Iterable[str]) -> Baseline:
 
 def suspects(base: Baseline, new: Baseline, noise: Noise | None = None) -> tuple[Suspect, ...]:
     """Return what may be worse: stage 1. A cell that failed needs no second look."""
-    judged = {(item.cell, item.metric): item for item in compare(base, new, noise).judged}
+    comparison = compare(base, new, noise)
+    judged = {(item.cell, item.metric): item for item in comparison.judged}
     found: list[Suspect] = []
     for name, metric in NOISY_METRICS.items():
-        tested = _testable(base, new, name)
+        tested = _testable(base, new, name, comparison)
         for (cell, of_metric), item in judged.items():
             # By its margin, or by the noise of the machine.
             if of_metric == name and cell not in tested and _is_suspicious(item):
@@ -64,11 +65,11 @@ def suspects(base: Baseline, new: Baseline, noise: Noise | None = None) -> tuple
     return tuple(found)
 
 
-def _testable(base: Baseline, new: Baseline, metric: MetricName) -> dict[str, tuple[Sample, Sample]]:
+def _testable(
+    base: Baseline, new: Baseline, metric: MetricName, comparison: Comparison
+) -> dict[str, tuple[Sample, Sample]]:
     """The samples of the cells that say themselves how sure they are, on both sides."""
-    comparable = {
-        item.cell for item in compare(base, new).judged if item.metric == metric and item.verdict != "NOT_COMPARABLE"
-    }
+    comparable = {item.cell for item in comparison.judged if item.metric == metric and item.verdict != "NOT_COMPARABLE"}
     theirs = {cell.name: cell for cell in new.cells}
     found = {}
     for cell in base.cells:
@@ -86,12 +87,12 @@ def _moments(pairs: Iterable[tuple[Sample, Sample]]) -> tuple[Moments, Moments]:
 
 
 def gate_detectable(
-    base: Baseline, new: Baseline, confirming: int, *, is_base_stored: bool = False
+    base: Baseline, new: Baseline, comparison: Comparison, confirming: int, *, is_base_stored: bool = False
 ) -> dict[str, float]:
     """Return, by metric, the least worsening that either stage finds four times in five, in the typical cell."""
     found: dict[str, float] = {}
     for name, metric in NOISY_METRICS.items():
-        tested = _testable(base, new, name)
+        tested = _testable(base, new, name, comparison)
         if not tested:
             continue
         before, after = _moments(tested.values())
@@ -139,7 +140,8 @@ def decide(
     """
     first = compare(base, new, noise)
     first = replace(
-        first, detectable=first.detectable | gate_detectable(base, new, confirming, is_base_stored=is_base_stored)
+        first,
+        detectable=first.detectable | gate_detectable(base, new, first, confirming, is_base_stored=is_base_stored),
     )
     if not suspected or second_base is None or second_new is None:
         return replace(first, judged=tuple(_unless_suspected(item) for item in first.judged))

@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from infsa_bench.analyze.decisions import MIN_PRIOR_CELLS, MOST_DEGREES, Prior, 
 from infsa_bench.analyze.metrics import MIN_REPLICATES, NOISY_METRICS, MetricName, samples
 from infsa_bench.codec import decode, encode
 from infsa_bench.errors import SchemaError, SpecError
-from infsa_bench.files import read_file, replace_file
+from infsa_bench.files import read_file, write_text
 from infsa_bench.machine import Environment
 from infsa_bench.record import SCHEMA_VERSION
 
@@ -186,15 +185,7 @@ def write_noise(file: Path, noise: Noise) -> None:
     Raises:
         SpecError: it cannot be written.
     """
-
-    def write(handle: TextIO) -> None:
-        handle.write(encode(noise, indent=1) + "\n")
-
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file.with_name(f"{file.name}.new"), file, write)
-    except OSError as error:
-        raise SpecError(f"cannot write {file}: {error.strerror or error}") from error
+    write_text(file, encode(noise, indent=1) + "\n")
 
 
 def usable_noise(noise: Noise | None, sides: Mapping[str, Baseline]) -> str | None:

@@ -118,7 +118,7 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
             retried=options.retried,
         )
         if not plan.cases:
-            raise SpecError(f"no cell: none of {request.mechanisms} has {request.impl}")
+            raise SpecError(f"no cell: of --mechanisms {request.mechanisms} none has --impl {request.impl}")
         predictor = Predictor(hello.matmul_flops_per_second, passes=TIMED_PASSES[device_type], energy=watched)
         out = request.out or _default_out(device_type)
         manifest = _manifest(request, settings, plan.cases, earlier)

@@ -5,16 +5,10 @@ from __future__ import annotations
 from infsa_bench.analyze.run import Run
 from infsa_bench.analyze.sides import ABSENT
 from infsa_bench.analyze.table1 import Table1, tables_beside_paper
+from infsa_bench.report.claims import claims_grid, describe_claims, exponents_grid
 from infsa_bench.report.grid import Grid
 from infsa_bench.report.sections import Section, grid_table
-from infsa_bench.report.table1 import (
-    claims_grid,
-    describe_claims,
-    describe_sides,
-    exponents_grid,
-    grids,
-    missing,
-)
+from infsa_bench.report.table1 import describe_sides, grids, missing
 
 FILTERS = ("mechanism", "config", "phase")
 MECHANISM = ""

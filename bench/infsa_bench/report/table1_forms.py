@@ -15,18 +15,9 @@ from infsa_bench.analyze.scaling import claimed_exponent
 from infsa_bench.analyze.sides import Estimate, Side, SideCell
 from infsa_bench.analyze.table1 import Row, Table1
 from infsa_bench.quoting import one_line
+from infsa_bench.report.claims import claim_lines, claims_grid, describe_claims, exponents_grid
 from infsa_bench.report.grid import LATEX_NEEDS, Grid, escape_markdown, grid_latex, grid_markdown, grid_terminal
-from infsa_bench.report.table1 import (
-    block_title,
-    claim_lines,
-    claims_grid,
-    describe_claims,
-    describe_sides,
-    exponents_grid,
-    footnotes,
-    grids,
-    missing,
-)
+from infsa_bench.report.table1 import block_title, describe_sides, footnotes, grids, missing
 
 WIDE_TERMINAL = 240
 """Columns of a terminal that hold every column of the table."""
