@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
+from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from infsa_models.kernels.host import add_mlp_
 from infsa_models.options import OptionValue
 from infsa_models.pieces import joined, parts_of, token_pieces
 
@@ -25,6 +27,14 @@ class HostAttention(nn.Module):
 
     mixer: nn.Module
     dense: nn.Module
+
+    def forward_normalised(
+        self, x: Float[Tensor, "batch tokens embed_dim"], norm: nn.LayerNorm
+    ) -> Float[Tensor, "batch _ embed_dim"] | None:
+        """Return the result for ``norm(x)``, or one row for all tokens, from a mixer that normalises; else None."""
+        forward_normalised = getattr(self.mixer, "forward_normalised", None)
+        mixed = None if forward_normalised is None else forward_normalised(x, norm)
+        return None if mixed is None else self.dense(mixed)
 
     def forward(
         self, x: Float[Tensor, "batch tokens embed_dim"], attn_mask: Tensor | None = None, is_causal: bool = False
@@ -88,17 +98,23 @@ class HostBlock(Block):
     """timm's pre-norm block. ``class_token_only`` ends it with the class token, the only one that the head looks at.
 
     ``forward_lean`` changes the tokens in place and needs a piece of the hidden layer at a time; where gradients are
-    needed and ``is_lean``, ``forward`` makes the MLP again in the backward pass, piece by piece.
+    needed and ``is_lean``, ``forward`` makes the MLP again in the backward pass, piece by piece. ``forward_fused`` is
+    ``forward_lean`` with hand-written kernels (:mod:`infsa_models.kernels`) around the two products of the MLP.
     """
 
     attn: HostAttention
+    norm1: nn.LayerNorm
+    norm2: nn.LayerNorm
+    mlp: Mlp
     class_token_only = False
     is_lean = False
 
     def forward(
         self, x: Float[Tensor, "batch tokens embed_dim"], attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Float[Tensor, "batch _ embed_dim"]:
-        mixed = self.attn(self.norm1(x))
+        mixed = None if torch.is_grad_enabled() else self.attn.forward_normalised(x, self.norm1)
+        if mixed is None:
+            mixed = self.attn(self.norm1(x))
         if self.class_token_only:
             x, mixed = x[:, :1], mixed[:, :1]
         x = x + mixed
@@ -112,9 +128,31 @@ class HostBlock(Block):
     def forward_lean(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch _ embed_dim"]:
         """Add to ``x`` in place; return it, or its class token. No gradients."""
         pieces = token_pieces(*x.shape[:2])
-        x += self.attn.forward_streamed(lambda piece: self.norm1(x[:, piece]), pieces)
+        x += self._mixed_in_pieces(x, pieces)
         if self.class_token_only:
             x, pieces = x[:, :1], [slice(0, 1)]
         for piece in pieces:
             x[:, piece] += self.mlp(self.norm2(x[:, piece]))
         return x
+
+    def forward_fused(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch _ embed_dim"]:
+        """Add to ``x``, which is contiguous, in place; return it, or its class token. No gradients, no autocast."""
+        mixed: Tensor | None
+        if self.is_lean:
+            mixed = self._mixed_in_pieces(x, token_pieces(*x.shape[:2]))
+        else:
+            mixed = self.attn.forward_normalised(x, self.norm1)
+            mixed = self.attn(self.norm1(x)) if mixed is None else mixed
+        if self.class_token_only:
+            x, mixed = x[:, :1], mixed[:, :1]
+        for piece in token_pieces(*x.shape[:2]):
+            add_mlp_(x[:, piece], mixed if mixed.shape[1] == 1 else mixed[:, piece], self.norm2, self.mlp)
+        return x
+
+    def _mixed_in_pieces(
+        self, x: Float[Tensor, "batch tokens embed_dim"], pieces: Sequence[slice]
+    ) -> Float[Tensor, "batch _ embed_dim"]:
+        mixed = self.attn.forward_normalised(x, self.norm1)
+        if mixed is None:
+            mixed = self.attn.forward_streamed(lambda piece: self.norm1(x[:, piece]), pieces)
+        return mixed

@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 EPSILON = 1e-6
@@ -173,47 +172,7 @@ def _power_of_two(x: Float[Tensor, "batch heads head_dim"]) -> Float[Tensor, "ba
     return torch.exp2(exponent)
 
 
-class MeanContext(torch.autograd.Function):
-    """``pool_tokens(...).context`` and its gradient, written out: two N x D x D products, nothing kept of size N x D
-    beside the tokens but, where they are one piece, the queries.
-
-    Source: the chain rule over the formula of the module, with all sums over tokens taken before any projection.
-
-    Called with weight and bias of query and value, and of the key only where that is not the query's: torch.compile
-    takes no tensor twice. It has no second derivative, and says so.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, num_heads: int, pieces: Sequence[slice], x: Tensor, *projections: Tensor) -> Tensor:
-        pooled = pool_tokens(lambda piece: x[:, piece], num_heads, pieces, _untied(projections))
-        ctx.num_heads, ctx.pieces, ctx.count = num_heads, pieces, len(projections)
-        ctx.save_for_backward(x, *projections, *pooled[1:])
-        return pooled.context
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, *saved = ctx.saved_tensors
-        projections, pooled = saved[: ctx.count], Pooled(gradient, *saved[ctx.count :])
-        with torch.autocast(x.device.type, enabled=False):
-            of_tokens, query_weight, query_bias, key_weight, key_bias, *value = _pooling_gradients(
-                ctx.num_heads, ctx.pieces, x, _untied(projections), pooled, gradient
-            )
-        if ctx.count == TIED_COUNT:
-            return None, None, of_tokens, query_weight + key_weight, query_bias + key_bias, *value
-        return None, None, of_tokens, query_weight, query_bias, *value, key_weight, key_bias
-
-
-TIED_COUNT = 4
-"""Tensors of two projections, weight and bias each."""
-
-
-def _untied(projections: Sequence[Tensor]) -> Projections:
-    query, value, key = projections[:2], projections[2:4], projections[TIED_COUNT:] or projections[:2]
-    return Projections(*query, *key, *value)
-
-
-def _pooling_gradients(
+def pooling_gradients(
     num_heads: int,
     pieces: Sequence[slice],
     x: Float[Tensor, "batch tokens embed_dim"],

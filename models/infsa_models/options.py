@@ -52,7 +52,10 @@ class Option:
         return self.kind(text)
 
 
-HOST_OPTIONS: Mapping[str, Option] = {"cls_prune": Option(kind=bool, keeps_sizes=True)}
+HOST_OPTIONS: Mapping[str, Option] = {
+    "cls_prune": Option(kind=bool, keeps_sizes=True),
+    "kernels": Option(kind=str, choices=("auto", "triton", "torch"), implementations=("fast",), keeps_sizes=True),
+}
 """Options that every mechanism has: those of :func:`infsa_models.vit.build_vit`."""
 
 OPTIONS: Mapping[str, Mapping[str, Option]] = {

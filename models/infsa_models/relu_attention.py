@@ -5,6 +5,9 @@ to all of them it is one step from queries, keys and values to results of their 
 again: 10 N^2 D FLOPs after 4 N^2 D, and beside tiles nothing but activations.
 
 Sums over keys are taken in the precision of the products; the sum of squares at least in float32.
+
+``kernels`` says what computes it: ``torch``, tiles as large as the cache, or ``triton``, tiles that stay on the chip
+(:mod:`infsa_models.kernels.relu_attention`).
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from infsa_models.kernels import relu_attention as in_triton
+from infsa_models.kernels.support import TORCH, TRITON
+
 # A tile and its gradient should stay in the last cache of a CPU; a GPU needs enough of them to keep busy.
 TILE_BYTES = {"cpu": 4 * 2**20, "cuda": 512 * 2**20}
 
@@ -27,9 +33,10 @@ def relu_attention(
     value: Float[Tensor, "batch tokens embed_dim"],
     num_heads: int,
     scale: float,
+    kernels: str = TORCH,
 ) -> tuple[Float[Tensor, "batch tokens embed_dim"], Float[Tensor, "batch heads"]]:
     """Return ``relu(scale q k^T) v`` of every head, merged, and the sums of squares of the matrices."""
-    mixed, square_sum = _relu_attention(query, key, value, num_heads, scale)
+    mixed, square_sum = _relu_attention(query, key, value, num_heads, scale, kernels)
     return mixed, square_sum
 
 
@@ -64,7 +71,11 @@ def _merged(x: Float[Tensor, "heads rows head_dim"]) -> Float[Tensor, "rows chan
 
 
 @torch.library.custom_op("infsa::relu_attention", mutates_args=())
-def _relu_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float) -> tuple[Tensor, Tensor]:
+def _relu_attention(
+    query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float, kernels: str
+) -> tuple[Tensor, Tensor]:
+    if kernels == TRITON:
+        return in_triton.relu_attention(query, key, value, num_heads, scale)
     accumulate = torch.promote_types(query.dtype, torch.float32)
     mixed = torch.empty_like(value)
     square_sum = torch.zeros(query.shape[0], num_heads, device=query.device, dtype=accumulate)
@@ -78,13 +89,13 @@ def _relu_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, s
 
 
 @_relu_attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float, kernels: str) -> tuple[Tensor, Tensor]:
     accumulate = torch.promote_types(query.dtype, torch.float32)
     return torch.empty_like(value), query.new_empty(query.shape[0], num_heads, dtype=accumulate)
 
 
 @torch.library.custom_op("infsa::relu_attention_backward", mutates_args=())
-def _relu_attention_backward(
+def relu_attention_backward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -92,10 +103,15 @@ def _relu_attention_backward(
     square_sum_gradient: Tensor,
     num_heads: int,
     scale: float,
+    kernels: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """With ``P = relu(S)``: ``dV = P^T dO``, ``dS = (dO V^T + 2 P dsum) (S > 0)``, ``dQ = scale dS K``,
     ``dK = scale dS^T Q``.
     """
+    if kernels == TRITON:
+        return in_triton.relu_attention_backward(
+            query, key, value, mixed_gradient, square_sum_gradient, num_heads, scale
+        )
     accumulate = torch.promote_types(query.dtype, torch.float32)
     query_gradient = torch.empty_like(query)
     key_gradient, value_gradient = (torch.zeros_like(tensor, dtype=accumulate) for tensor in (key, value))
@@ -114,7 +130,7 @@ def _relu_attention_backward(
     return query_gradient, key_gradient.to(key.dtype), value_gradient.to(value.dtype)
 
 
-@_relu_attention_backward.register_fake
+@relu_attention_backward.register_fake
 def _(
     query: Tensor,
     key: Tensor,
@@ -123,19 +139,22 @@ def _(
     square_sum_gradient: Tensor,
     num_heads: int,
     scale: float,
+    kernels: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:  # torch passes it by name
-    *tensors, ctx.num_heads, ctx.scale = inputs
+    *tensors, ctx.num_heads, ctx.scale, ctx.kernels = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, mixed_gradient: Tensor, square_sum_gradient: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
-    gradients = _relu_attention_backward(*tensors, mixed_gradient, square_sum_gradient, ctx.num_heads, ctx.scale)
-    return *gradients, None, None
+    gradients = relu_attention_backward(
+        *tensors, mixed_gradient, square_sum_gradient, ctx.num_heads, ctx.scale, ctx.kernels
+    )
+    return *gradients, None, None, None
 
 
 _relu_attention.register_autograd(_backward, setup_context=_setup_context)

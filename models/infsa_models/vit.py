@@ -13,6 +13,7 @@ gives the host one row, and from ``LEAN_TOKENS`` tokens on the host works in pla
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -26,6 +27,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from infsa_models.host import HostBlock, host_attention
+from infsa_models.kernels.patches import embed_patches
+from infsa_models.kernels.support import AUTO, MIN_HEAD_DIM, TORCH, TRITON, chosen
 from infsa_models.options import OptionValue
 from infsa_models.patches import image_to_tokens
 from infsa_models.pieces import row_pieces
@@ -45,11 +48,18 @@ CLS_PRUNE = "cls_prune"
 """The option of the host: the last MLP for the class token only. The logits are the same, and so are all gradients."""
 
 
+KERNELS = "kernels"
+"""The option of ``fast``: whose kernels run, PyTorch's or hand-written ones in Triton, in host and mixer."""
+
+
 class InfVit(VisionTransformer):
     """timm's ViT plus the pooler of the paper's host: ``head(tanh(pooler(class token)))``.
 
-    With ``cls_prune`` its features are the class token alone, ``[B, 1, D]``.
+    With ``cls_prune`` its features are the class token alone, ``[B, 1, D]``. ``kernels`` says what stands around the
+    MLP where no gradients are needed: PyTorch's kernels, or Triton's (:mod:`infsa_models.kernels`).
     """
+
+    is_fused = False
 
     def __init__(
         self,
@@ -57,12 +67,14 @@ class InfVit(VisionTransformer):
         grid: tuple[int, int],
         may_be_lean: bool = False,
         cls_prune: bool = False,
+        kernels: str = TORCH,
         num_classes: int = NUM_CLASSES,
         **kwargs: Any,
     ) -> None:
         # timm would make a random full-size position embedding: it is built here, from the 14 x 14 one.
         super().__init__(pos_embed="none", num_classes=num_classes, block_fn=HostBlock, **kwargs)
         self.may_be_lean = may_be_lean
+        self.kernels = kernels
         *_, last = self.host_blocks()
         last.class_token_only = cls_prune
         device, dtype = kwargs.get("device"), kwargs.get("dtype")
@@ -81,23 +93,25 @@ class InfVit(VisionTransformer):
     def choices(self, batch: int) -> dict[str, str]:
         """Return what the model decides by itself for such a batch, by name: ``host``, and what its mixers decided.
 
-        The latter is known after a forward.
+        ``host`` is ``lean``, ``triton`` (hand-written kernels around the MLP), or both. Known after a forward.
         """
         chosen = dict(getattr(next(self.host_blocks()).attn.mixer, "choices", {}))
-        return chosen | {"host": "lean"} if self._is_lean(batch) else chosen
+        host = ["lean"] * self._is_lean(batch) + [TRITON] * self.is_fused
+        return chosen | {"host": ", ".join(host)} if host else chosen
 
     def forward(
         self, x: Float[Tensor, "batch channels height width"], attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Float[Tensor, "batch classes"]:
         is_lean = self._is_lean(x.shape[0])
-        if is_lean and not torch.is_grad_enabled():
-            tokens = self._embedded_in_pieces(x)
-            for block in self.host_blocks():
-                tokens = block.forward_lean(tokens)
-            return self.forward_head(self.norm(tokens[:, :1]))
         for block in self.host_blocks():
             block.is_lean = is_lean
-        return super().forward(x)
+        self.is_fused = self._may_be_fused()
+        if torch.is_grad_enabled() or not (is_lean or self.is_fused):
+            return super().forward(x)
+        tokens = self._embedded_by_triton(x) if self.is_fused else self._embedded_in_pieces(x)
+        for block in self.host_blocks():
+            tokens = block.forward_fused(tokens) if self.is_fused else block.forward_lean(tokens)
+        return self.forward_head(self.norm(tokens[:, :1]))
 
     def forward_head(
         self, x: Float[Tensor, "batch tokens embed_dim"], pre_logits: bool = False
@@ -113,9 +127,24 @@ class InfVit(VisionTransformer):
         for block in self.host_blocks():
             block.attn.fold_dense()
 
+    def _may_be_fused(self) -> bool:
+        """Tell whether hand-written kernels stand around the MLP: not for gradients, nor where autocast decides."""
+        weight = self.pooler.weight
+        if self.kernels == TORCH or torch.is_grad_enabled() or torch.is_autocast_enabled(weight.device.type):
+            return False
+        num_heads = self.embed_dim // MIN_HEAD_DIM  # nothing in the host is by head
+        return chosen(self.kernels, self.embed_dim, num_heads, weight.device, weight.dtype) == TRITON
+
     def _is_lean(self, batch: int) -> bool:
         height, width = self.patch_embed.grid_size
         return self.may_be_lean and batch * (height * width + 1) >= LEAN_TOKENS
+
+    def _embedded_by_triton(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch tokens embed_dim"]:
+        """Return the same as :meth:`_embedded_in_pieces`."""
+        projection = self.patch_embed.proj
+        return embed_patches(images, projection.weight, projection.bias, self.cls_token, self.pos_embed)
 
     def _embedded_in_pieces(
         self, images: Float[Tensor, "batch channels height width"]
@@ -153,7 +182,8 @@ def build_vit(
         config: ``4L-64H`` or ``24L-16H``.
         resolution: image side in pixels, or (height, width); multiples of 16.
         implementation: which of the mechanism's implementations.
-        options: keyword arguments of the mechanism's class beyond the contract, and ``cls_prune`` of the host.
+        options: keyword arguments of the mechanism's class beyond the contract; ``cls_prune`` and, of ``fast``,
+            ``kernels`` of the host.
         dtype: of all parameters. The seed is the caller's (``torch.manual_seed``).
 
     Raises:
@@ -166,12 +196,17 @@ def build_vit(
     if min(height, width) <= 0 or height % PATCH_SIZE or width % PATCH_SIZE:
         raise ValueError(f"resolution {height} x {width} is not a positive multiple of {PATCH_SIZE}")
     grid = (height // PATCH_SIZE, width // PATCH_SIZE)
+    mixer_class = load_class(entry.implementations[implementation])
     options = dict(options or {})
     cls_prune = bool(options.pop(CLS_PRUNE, False))
+    kernels = str(options.pop(KERNELS, AUTO)) if implementation != "reference" else TORCH
+    if KERNELS in inspect.signature(mixer_class).parameters:
+        options[KERNELS] = kernels
     return InfVit(
         grid=grid,
         may_be_lean=implementation != "reference",
         cls_prune=cls_prune,
+        kernels=kernels,
         img_size=(height, width),
         patch_size=PATCH_SIZE,
         embed_dim=backbone.embed_dim,
@@ -179,7 +214,7 @@ def build_vit(
         num_heads=backbone.num_heads,
         mlp_ratio=MLP_RATIO,
         num_classes=num_classes,
-        attn_layer=host_attention(load_class(entry.implementations[implementation]), grid, options),
+        attn_layer=host_attention(mixer_class, grid, options),
         device=device,
         dtype=dtype,
     )

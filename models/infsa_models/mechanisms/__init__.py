@@ -35,8 +35,15 @@ offer the host more::
     # The same from tokens that exist one piece at a time, for inference; each piece may be asked for again.
     def forward_streamed(self, piece_of, pieces): ...
 
+    # The result for norm(x), as one row or as all, where it normalises tokens as it reads them; None where it does
+    # not after all. For inference.
+    def forward_normalised(self, x, norm): ...
+
     # What it decided by itself, by name; known after a forward.
     choices: dict[str, str]
+
+A class with a keyword argument ``kernels`` has hand-written kernels beside those of PyTorch and is told which to use:
+``triton``, ``torch``, or ``auto`` (:mod:`infsa_models.kernels.support`).
 
 The rule of ``fast``: the same exact identities and the same tools for every mechanism.
 

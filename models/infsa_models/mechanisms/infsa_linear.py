@@ -17,7 +17,9 @@ Fast (none of it changes the function): with ``U_h = Wk_h^T qbar_h / sqrt(d)`` a
 ...)``, so K is never made; the scores average the *tokens*, and Wv meets one vector a head, so V is never made; the
 output projection meets one vector an image. One N x D x D product is left (the queries), 2 N D^2 + 4 N D h in place
 of 6 N D^2, and the backward pass is written out (:mod:`infsa_models.mean_context`): 4 N D^2 + 8 N D h. Above one
-piece of tokens the queries are made piece by piece, and again in the backward pass.
+piece of tokens the queries are made piece by piece, and again in the backward pass. On GPUs the passes over the tokens
+are kernels of our own in Triton (:mod:`infsa_models.kernels.mean_context`), which also normalise the tokens on reading
+them and never store a query.
 """
 
 from __future__ import annotations
@@ -32,7 +34,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infsa_models.heads import merge_heads, split_heads
-from infsa_models.mean_context import EPSILON, MeanContext, Projections, pool_tokens
+from infsa_models.kernels.mean_context import pooled_context
+from infsa_models.kernels.mean_context_steps import Norm
+from infsa_models.kernels.support import AUTO, TRITON, chosen, described
+from infsa_models.mean_context import EPSILON, Projections, pool_tokens
+from infsa_models.mean_context_autograd import MeanContext
 from infsa_models.pieces import token_pieces
 
 INITIAL_RHO = 0.95
@@ -115,7 +121,15 @@ def linear_infsa_scores(
 
 
 class FastLinearInfsaAttention(LinearInfsaAttention):
-    """The same layer and parameters, reassociated, with relu only; a host need not see N equal rows."""
+    """The same layer and parameters, reassociated, with relu only; a host need not see N equal rows.
+
+    Args:
+        kernels: what passes over the tokens: ``triton``, ``torch``, or ``auto``, Triton's where they can run and are
+            faster. :attr:`choices` says which ran.
+
+    Raises:
+        NotImplementedError: in ``forward``, with the reason: Triton's kernels were asked for and cannot run.
+    """
 
     output_projection: ClassVar[str] = "out_proj"
 
@@ -128,6 +142,7 @@ class FastLinearInfsaAttention(LinearInfsaAttention):
         class_token: bool = True,
         tie_qk: bool = True,
         rho: float = INITIAL_RHO,
+        kernels: str = AUTO,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -141,22 +156,38 @@ class FastLinearInfsaAttention(LinearInfsaAttention):
             device=device,
             dtype=dtype,
         )
+        self.kernels = kernels
+        self.kernels_run: str | None = None
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """What was decided by itself, by name; known after a forward."""
+        return described(self.kernels_run, self.q_proj.weight.device)
 
     def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
         return self.forward_pooled(x).expand_as(x)
 
     def forward_pooled(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch 1 embed_dim"]:
         """Return the row that is the result for every token."""
-        pieces = token_pieces(*x.shape[:2])
+        pieces, dtype = token_pieces(*x.shape[:2]), self._compute_dtype()
+        kernels = self._chosen(x.device, dtype)
         if not torch.is_grad_enabled():
+            if kernels == TRITON:
+                return self._pooled_by_triton(x, None, dtype)
             return self.forward_streamed(lambda piece: x[:, piece], pieces)
-        dtype = self._compute_dtype()
         with torch.autocast(x.device.type, enabled=False):
             query, key, value = self.q_proj, self.k_proj, self.v_proj
             layers = (query, value) if key is None else (query, value, key)
             projections = (tensor.to(dtype) for layer in layers for tensor in (layer.weight, layer.bias))
-            context = MeanContext.apply(self.num_heads, pieces, x.to(dtype), *projections)
+            context = MeanContext.apply(self.num_heads, pieces, kernels, x.to(dtype), *projections)
         return self._projected(context, dtype)
+
+    def forward_normalised(
+        self, x: Float[Tensor, "batch tokens embed_dim"], norm: nn.LayerNorm
+    ) -> Float[Tensor, "batch 1 embed_dim"] | None:
+        """Return the row for ``norm(x)``, which is never whole; None where PyTorch's kernels run. No gradients."""
+        dtype = self._compute_dtype()
+        return self._pooled_by_triton(x, norm, dtype) if self._chosen(x.device, dtype) == TRITON else None
 
     def forward_streamed(
         self, piece_of: Callable[[slice], Float[Tensor, "batch piece embed_dim"]], pieces: Sequence[slice]
@@ -167,6 +198,19 @@ class FastLinearInfsaAttention(LinearInfsaAttention):
             projections = Projections(*(tensor.to(dtype) for tensor in self._projections()))
             pooled = pool_tokens(lambda piece: piece_of(piece).to(dtype), self.num_heads, pieces, projections)
         return self._projected(pooled.context, dtype)
+
+    def _chosen(self, device: torch.device, dtype: torch.dtype) -> str:
+        """Return which kernels run."""
+        kernels = chosen(self.kernels, self.q_proj.in_features, self.num_heads, device, dtype)
+        self.kernels_run = kernels
+        return kernels
+
+    def _pooled_by_triton(
+        self, x: Float[Tensor, "batch tokens embed_dim"], norm: nn.LayerNorm | None, dtype: torch.dtype
+    ) -> Float[Tensor, "batch 1 embed_dim"]:
+        on_load = None if norm is None else Norm(norm.weight, norm.bias, norm.eps)
+        projections = Projections(*(tensor.to(dtype) for tensor in self._projections()))
+        return self.out_proj(pooled_context(x, on_load, projections, self.rho_logit, self.num_heads).unsqueeze(1))
 
     def _projections(self) -> Projections:
         key, value = self.q_proj if self.k_proj is None else self.k_proj, self.v_proj

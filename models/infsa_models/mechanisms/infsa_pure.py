@@ -14,7 +14,8 @@ Departures: ``rho`` stays a tensor (the public code calls ``.item()``: no gradie
 layer), the norm accumulates in float32, and the N x N matrix is divided by the power of two next to its norm; the
 rest of the division, a factor near one, falls on the N x D result (see ``MATRIX_SCALE``).
 Fast: ``relu(q k^T) v`` and ``|relu(q k^T)|_F^2`` in one pass over tiles (:mod:`infsa_models.relu_attention`), N x N
-never written; ``rho / (|A|_F + eps)`` is one number a head and image and scales the columns of the output projection.
+never written, on GPUs by kernels of our own in Triton; ``rho / (|A|_F + eps)`` is one number a head and image and
+scales the columns of the output projection.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infsa_models.heads import merge_heads, split_heads
+from infsa_models.kernels.support import AUTO, chosen, described
 from infsa_models.relu_attention import relu_attention
 
 EPSILON = 1e-6
@@ -70,12 +72,43 @@ class PureInfsaAttention(nn.Module):
 
 
 class FastPureInfsaAttention(PureInfsaAttention):
-    """The same layer, options and parameters, in tiles."""
+    """The same layer and parameters, in tiles.
+
+    Args:
+        kernels: what computes the tiles: ``triton``, ``torch``, or ``auto``, Triton's where they can run and are
+            faster. :attr:`choices` says which ran.
+
+    Raises:
+        NotImplementedError: in ``forward``, with the reason: Triton's kernels were asked for and cannot run.
+    """
 
     output_projection: ClassVar[str] = "out_proj"
 
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        grid: tuple[int, int],
+        class_token: bool = True,
+        rho: float = INITIAL_RHO,
+        kernels: str = AUTO,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(embed_dim, num_heads, grid=grid, class_token=class_token, rho=rho, device=device, dtype=dtype)
+        self.kernels = kernels
+        self.kernels_run: str | None = None
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """What was decided by itself, by name; known after a forward."""
+        return described(self.kernels_run, self.q_proj.weight.device)
+
     def forward(self, x: Float[Tensor, "batch tokens embed_dim"]) -> Float[Tensor, "batch tokens embed_dim"]:
         query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        kernels = chosen(self.kernels, query.shape[-1], self.num_heads, query.device, query.dtype)
+        self.kernels_run = kernels
         head_dim = query.shape[-1] // self.num_heads
         if query.dtype == torch.float16:
             query_power, key_power = (self._power_of_two(projected) for projected in (query, key))
@@ -83,7 +116,7 @@ class FastPureInfsaAttention(PureInfsaAttention):
             scale, power = 1.0, head_dim * query_power * key_power
         else:
             scale, power = 1 / head_dim, 1.0
-        mixed, square_sum = relu_attention(query, key, value, self.num_heads, scale)
+        mixed, square_sum = relu_attention(query, key, value, self.num_heads, scale, kernels)
         with torch.autocast(x.device.type, enabled=False):
             norm = square_sum.clamp(min=torch.finfo(square_sum.dtype).tiny).sqrt()
             factor = torch.sigmoid(self.rho_logit).to(norm.dtype) / (norm + power * EPSILON)
