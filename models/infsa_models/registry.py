@@ -86,6 +86,9 @@ STREAMED = (
     f"from {LEAN_TOKENS:,} tokens on the input is normalised a piece at a time: nothing else of the layer is whole"
 )
 
+HAND_WRITTEN = "hand-written Triton kernels on NVIDIA GPUs in 16 bits (kernels=torch: PyTorch's)"
+HOST_KERNELS = f"host, inference: patch embedding, residual with LayerNorm, and GELU in {HAND_WRITTEN}"
+
 MECHANISMS: Mapping[str, Mechanism] = {
     "softmax": Mechanism(
         title="Softmax ViT",
@@ -99,6 +102,7 @@ MECHANISMS: Mapping[str, Mechanism] = {
         tools=(
             FUSED,
             FOLDED,
+            HOST_KERNELS,
         ),
     ),
     "linformer": Mechanism(
@@ -111,6 +115,7 @@ MECHANISMS: Mapping[str, Mechanism] = {
             FUSED,
             STREAMED,
             FOLDED,
+            HOST_KERNELS,
         ),
     ),
     "performer": Mechanism(
@@ -128,6 +133,7 @@ MECHANISMS: Mapping[str, Mechanism] = {
             IN_PIECES,
             STREAMED,
             FOLDED,
+            HOST_KERNELS,
         ),
     ),
     "soft": Mechanism(
@@ -147,6 +153,7 @@ MECHANISMS: Mapping[str, Mechanism] = {
             CHANNELS_LAST,
             IN_PIECES,
             FOLDED,
+            HOST_KERNELS,
         ),
     ),
     "flatten": Mechanism(
@@ -163,6 +170,7 @@ MECHANISMS: Mapping[str, Mechanism] = {
             CHANNELS_LAST,
             IN_PIECES,
             FOLDED,
+            HOST_KERNELS,
         ),
     ),
     "agent": Mechanism(
@@ -177,6 +185,7 @@ MECHANISMS: Mapping[str, Mechanism] = {
             CHANNELS_LAST,
             IN_PIECES,
             FOLDED,
+            HOST_KERNELS,
         ),
     ),
     "mlla": Mechanism(
@@ -194,6 +203,7 @@ MECHANISMS: Mapping[str, Mechanism] = {
             "rotations from one table for rows and one for columns",
             CHANNELS_LAST,
             IN_PIECES,
+            HOST_KERNELS,
         ),
     ),
     "infsa-pure": Mechanism(
@@ -208,7 +218,9 @@ MECHANISMS: Mapping[str, Mechanism] = {
         ),
         tools=(
             "one pass over tiles for relu(q k^T) v and the norm; the norm scales the output projection",
+            f"the tiles: {HAND_WRITTEN}",
             FOLDED,
+            HOST_KERNELS,
         ),
     ),
     "infsa-linear": Mechanism(
@@ -225,9 +237,11 @@ MECHANISMS: Mapping[str, Mechanism] = {
             "scores and means of the tokens themselves: K and V are never made, the output projection meets one vector",
             "the host gets one row for all tokens",
             "backward pass in closed form",
+            f"the passes over tokens: {HAND_WRITTEN}",
             IN_PIECES,
             STREAMED,
             FOLDED,
+            HOST_KERNELS,
         ),
     ),
 }

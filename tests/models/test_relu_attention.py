@@ -63,7 +63,7 @@ def test_no_tile_is_larger_than_allowed(tile_bytes: int, monkeypatch: pytest.Mon
 def test_torch_accepts_the_operator(requires_grad: bool) -> None:
     """Schema, fake implementation, autograd and compilation, as torch checks them itself."""
     tensors = inputs(torch.float32, requires_grad=requires_grad)
-    torch.library.opcheck(torch.ops.infsa.relu_attention, (*tensors, HEADS, SCALE))
+    torch.library.opcheck(torch.ops.infsa.relu_attention, (*tensors, HEADS, SCALE, "torch"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

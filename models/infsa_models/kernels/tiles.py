@@ -89,11 +89,13 @@ def tile_of(kernel: str, head_dim: int, device: torch.device) -> Tile:
 @contextmanager
 def trying(name: str, tile: Tile) -> Iterator[None]:
     """Use ``tile`` for a choice, as long as this lasts."""
+    before = dict(_tried)
     _tried[name] = tile
     try:
         yield
     finally:
-        del _tried[name]
+        _tried.clear()
+        _tried.update(before)
 
 
 _tried: dict[str, Tile] = {}
@@ -139,6 +141,8 @@ def read_choices(path: Path) -> dict[str, dict[str, Tile]]:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} holds no choices of tiles: {error}") from error
     try:
         if content["schema_version"] != SCHEMA_VERSION or content["kernel_version"] != kernel_version():
             return {}
