@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -25,8 +26,10 @@ pytest.importorskip("triton", reason="needs Triton")
 
 from infsa_models import pieces
 from infsa_models.kernels import mean_context as kernels
+from infsa_models.kernels.mean_context_steps import Norm
 from infsa_models.mean_context import Projections, pool_tokens
 from infsa_models.mean_context_autograd import MeanContext
+from infsa_models.relu_attention import relu_attention, relu_attention_backward
 
 DTYPES = [torch.float32, torch.float16]
 BOUNDS = {torch.float32: 4e-7, torch.float16: 2.7e-4}
@@ -52,7 +55,7 @@ def test_context_of_normalised_tokens(width: int, num_heads: int, dtype: torch.d
     # Far from normal: a mean and a scale that only LayerNorm takes away.
     x = values(BATCH, tokens, width).mul(3).add(2).to(dtype)
     weight, bias = values(width, seed=7).div(5).add(1).to(dtype), values(width, seed=8).div(5).add(1).to(dtype)
-    norm = kernels.Norm(weight, bias, 1e-6)
+    norm = Norm(weight, bias, 1e-6)
     rho_logit = torch.tensor(1.5, dtype=dtype)
 
     context = kernels.pooled_context(x, norm, of, rho_logit, num_heads)
@@ -203,7 +206,7 @@ def test_tokens_of_another_precision_than_the_products(dtype: torch.dtype) -> No
     """As under autocast: float32 tokens, normalised in float32 and then rounded."""
     width, num_heads, tokens = 64, 4, 17
     of, x = projections(width, dtype), values(1, tokens, width, dtype=torch.float32)
-    norm = kernels.Norm(torch.ones(width), torch.zeros(width), 1e-6)
+    norm = Norm(torch.ones(width), torch.zeros(width), 1e-6)
     context = kernels.pooled_context(x, norm, of, torch.tensor(100.0), num_heads)
     normal = F.layer_norm(x.double(), (width,), eps=1e-6).to(dtype).double()
     right = mean_context(normal, Projections(*exact(of)), num_heads).flatten(1)
@@ -244,3 +247,27 @@ def test_flops_are_counted_as_those_of_the_twin(keep_queries: bool, monkeypatch:
     # The scores of pieces are kept, where the twin makes them again.
     again = 0 if keep_queries else 2 * tokens * width * num_heads
     assert math.isclose(whole, twin_whole - again, rel_tol=0.01)
+
+
+@pytest.fixture
+def _poisoned_memory() -> Iterator[None]:
+    """Every buffer is full of NaN before a kernel writes to it."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_poisoned_memory")
+def test_every_number_is_written() -> None:
+    width, num_heads, tokens = 64, 4, 77
+    assert torch.isnan(torch.empty(3)).all()
+    of, x = projections(width, torch.float32), values(2, tokens, width, dtype=torch.float32)
+    pooled = kernels.pool_tokens(x, of, num_heads, keep_queries=True)
+    found = kernels.pooling_gradients(x, of, pooled, torch.ones_like(pooled.context))
+    context = kernels.pooled_context(
+        x, Norm(torch.ones(width), torch.zeros(width), 1e-6), of, torch.zeros(()), num_heads
+    )
+    mixed, square_sum = relu_attention(x, x, x, num_heads, 0.25, "triton")
+    gradients = relu_attention_backward(x, x, x, x, square_sum, num_heads, 0.25, "triton")
+    for tensor in (*pooled, *found, context, mixed, square_sum, *gradients):
+        assert torch.isfinite(tensor).all()
