@@ -27,16 +27,15 @@ from infsa_bench.measure.energy.clock import Clock, MonotonicClock
 from infsa_bench.measure.energy.counter import NvmlCounter
 from infsa_bench.measure.energy.observer import Observer
 from infsa_bench.measure.energy.observing_process import ProcessObserver
-from infsa_bench.measure.energy.sensor import SensorBench, power_period_seconds, window_seconds
+from infsa_bench.measure.energy.sensor import SensorBench, window_seconds
 from infsa_bench.measure.environment import describe_environment, find_gpu
 from infsa_bench.measure.latency import synchronize
 from infsa_bench.measure.nvml import Gpu
-from infsa_bench.reference.facts import EventCosts, InstrumentFacts
+from infsa_bench.reference.facts import EventCosts, InstrumentFacts, WaveResponse
 
 IDLE_SECONDS = 3.0
 LOAD_SECONDS = 1.5
 RISE_SECONDS = 2.0
-FIELD_SECONDS = 1.5
 EVENTS = 256
 WORK_SIDE = 4096
 """Of the matrix products that load a GPU: a fraction of a millisecond each."""
@@ -166,17 +165,18 @@ def with_sensor(
     rise_seconds = bench.counter_rise_seconds(RISE_SECONDS)
     calibration = counter.calibrate_under_load(_AsLoad(work, clock), idle)
     loads = bench.loads(LOAD_SECONDS)
-    # A load that changes, so that every look of the sensor differs from the one before.
-    _, samples = bench.watch(0.3137, 0.5, FIELD_SECONDS)
     watts = {load.duty: load.power_watts or load.counter_watts for load in loads}
     full, none = watts.get(1.0), watts.get(0.0)
-    waves = bench.waves(full - none, LOAD_SECONDS) if full and none and full > none else ()
+    waves: tuple[WaveResponse, ...] = ()
+    power_period = None
+    if full and none and full > none and calibration.period_seconds:
+        waves, power_period = bench.waves(full - none, calibration.period_seconds, LOAD_SECONDS)
     return replace(
         facts,
         no_energy=None,
         calibration=calibration,
         counter_rise_seconds=rise_seconds,
-        power_period_seconds=power_period_seconds(samples),
+        power_period_seconds=power_period,
         sensor_window_seconds=window_seconds(waves),
         waves=waves,
         loads=loads,

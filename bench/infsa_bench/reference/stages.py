@@ -20,6 +20,15 @@ Program = Literal["infsa-bench", "pytest"]
 QUADRATIC = "softmax,infsa-pure"
 LINEAR = "infsa-linear,linformer,performer,soft,flatten,agent,mlla"
 
+GPU_TESTS = (
+    "tests/bench/test_gpu.py",
+    "tests/bench/test_gpu_energy.py",
+    "tests/bench/test_gpu_latency.py",
+    "tests/bench/test_queues.py",
+    "tests/models/test_softmax_backends.py",
+)
+"""The files with tests that need a GPU and are short: to collect all of them would take longer than to run these."""
+
 MAX_STAGE_SECONDS = 540.0
 """Nine minutes: a GPU is sometimes lent for ten minutes a command."""
 
@@ -133,7 +142,7 @@ def all_stages(out: str, device: str, sizes: Sizes = FULL) -> dict[str, Stage]:
     is_full = sizes is FULL
     doctor = ("doctor", "--device", device, *(("--selfcheck",) if is_full else ()))
     instruments = ("instruments", "--device", device, "--out", f"{out}/instruments.json")
-    tests = ("-m", "gpu and not soak", "-v", "-p", "no:cacheprovider", "tests")
+    tests = ("-m", "gpu and not soak", "-v", "-p", "no:cacheprovider", *GPU_TESTS)
     searched = ("--mechanism", sizes.mechanisms, "--device", device, "--max-res", sizes.search, "--resume")
     stages = (
         Stage(

@@ -3,7 +3,7 @@
 The window is found without an instrument outside, from how much of a square wave is left in the readings. A sensor
 that averages over W shows all of a wave longer than 2 W, and of one between W and 2 W, half of it on, the part
 ``(wave - W) / W``: the shortest stretch of load that a window can hold grows with W. Readings come once a period, so
-waves are chosen that beat with none. Imports no torch.
+the waves are parts of it by the golden ratio: successive readings then see all phases evenly. Imports no torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from infsa_bench.measure.energy.observer import NEVER_NS, POLL_NS, Edge, Observe
 from infsa_bench.measure.energy.trace import power_joules
 from infsa_bench.reference.facts import LoadPower, WaveResponse
 
-WAVES_SECONDS = (0.3137, 0.1657, 0.1187, 0.0853, 0.0617, 0.0443, 0.0317, 0.0229)
+GOLDEN_PARTS = (0.382, 0.618)
+WAVES_A_PART = 5
+SHORTEST_WAVE_SECONDS = 0.005
+"""Shorter ones than a few pieces of work are no square waves."""
+
 DUTIES = (0.25, 0.5, 0.75, 1.0)
 MIX_SECONDS = 0.0097
 """Wave in which loads below full are mixed: shorter than every known sensor's window."""
@@ -27,7 +31,9 @@ LEAST_RESPONSE, MOST_RESPONSE = 0.1, 0.9
 """Between these a response tells the window."""
 
 RISEN_SHARE = 0.9
-SAMPLE_SECONDS = 0.01
+SAMPLE_SECONDS = 0.005
+LEAST_SAMPLES = 10
+LEAST_CHANGES = 5
 
 
 class SensorBench:
@@ -56,7 +62,8 @@ class SensorBench:
             if phase_ns < on_ns:
                 self._work()
             else:
-                self._clock.sleep_until(round(min(now_ns + POLL_NS, now_ns + wave_ns - phase_ns)))
+                # At least a nanosecond: the next wave may begin within the rounding of this one's end.
+                self._clock.sleep_until(now_ns + max(1, round(min(POLL_NS, wave_ns - phase_ns))))
             if (edge := self._observer.edge()) is not None:
                 edges.append(edge)
         self._observer.arm(NEVER_NS)
@@ -89,17 +96,30 @@ class SensorBench:
             found.append(LoadPower(duty=duty, counter_watts=_mean_watts(settled), power_watts=power))
         return tuple(found)
 
-    def waves(self, swing_watts: float, seconds: float) -> tuple[WaveResponse, ...]:
-        """Return the sensor's response to each of the waves, half of each with load."""
-        found = []
-        for wave_seconds in WAVES_SECONDS:
+    def waves(
+        self, swing_watts: float, period_seconds: float, seconds: float
+    ) -> tuple[tuple[WaveResponse, ...], float | None]:
+        """Return the sensor's response to each of the waves, half of each with load, and its own period by them.
+
+        ``period_seconds`` is the counter's, ``swing_watts`` the power of full load above that of none.
+        """
+        found, periods = [], []
+        for wave_seconds in wave_lengths(period_seconds):
             _, samples = self.watch(wave_seconds, 0.5, seconds)
+            samples = samples[len(samples) // 5 :]
             watts = [sample.power_watts for sample in samples if sample.power_watts is not None]
-            watts = watts[len(watts) // 5 :]
-            if len(watts) >= 10:
+            if len(watts) >= LEAST_SAMPLES:
                 response = (max(watts) - min(watts)) / swing_watts
                 found.append(WaveResponse(wave_seconds=wave_seconds, response=response))
-        return tuple(found)
+            periods += [period for period in (power_period_seconds(samples),) if period is not None]
+        # Two readings in a row may be alike; none is ever between two.
+        return tuple(found), min(periods, default=None)
+
+
+def wave_lengths(period_seconds: float) -> list[float]:
+    """Return the waves for a sensor of that period, the longest first."""
+    waves = [period_seconds / (count + part) for count in range(WAVES_A_PART) for part in GOLDEN_PARTS]
+    return sorted((wave for wave in waves if wave >= SHORTEST_WAVE_SECONDS), reverse=True)
 
 
 def window_seconds(waves: Sequence[WaveResponse]) -> float | None:
@@ -119,7 +139,7 @@ def power_period_seconds(samples: Sequence[Sample]) -> float | None:
     """Return the median time between two changes of the sampled power; None where it hardly changed."""
     changes = [last.ns for first, last in pairwise(samples) if first.power_watts != last.power_watts]
     periods = [(last - first) / 1e9 for first, last in pairwise(changes)]
-    return statistics.median(periods) if len(periods) >= 5 else None
+    return statistics.median(periods) if len(periods) >= LEAST_CHANGES else None
 
 
 def _watts(first: Edge, last: Edge) -> float:
