@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -21,12 +22,14 @@ from test_step_process import is_alive, wait_for
 from infsa_bench.cli import app
 from infsa_bench.commands.reference_run import parse_deadline
 from infsa_bench.errors import SpecError
+from infsa_bench.reference.facts import load_facts
 from infsa_bench.reference.stages import FULL, MAX_STAGE_SECONDS, REHEARSAL, Sizes, all_stages, chosen_stages, in_order
 from infsa_bench.reference.state import load_reference_run
 from infsa_bench.spec import parse_resolutions
 from infsa_bench.store import RECORDS, load
 from infsa_models.registry import MECHANISMS
 
+ROOT = Path(__file__).parent.parent.parent
 ORDER = ["probe", "table1-4l", "table1-24l", "ladder", "stress", "train-1024", "ladder-24l", "ladder-reference"]
 ORDER += ["maxres-40gib", "ablation", "energy-full", "train-ladder", "maxres-card", "noise", "kernels"]
 
@@ -155,7 +158,7 @@ def test_a_termination_and_a_kill_leave_everything_once(tmp_path: Path) -> None:
         return file.read_bytes().count(b"\n") if file.is_file() else 0
 
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    wait_for(lambda: lines() == 1, 120)
+    wait_for(lambda: lines() == 1, 240)
     first.send_signal(signal.SIGTERM)
     said, _ = first.communicate(timeout=60)
     assert first.returncode == 130, said
@@ -164,7 +167,7 @@ def test_a_termination_and_a_kill_leave_everything_once(tmp_path: Path) -> None:
     assert list(sent.glob("run.tar.gz.*"))
 
     second = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    wait_for(lambda: lines() == 3, 120)
+    wait_for(lambda: lines() == 3, 240)
     started = children_of(second.pid)
     assert started
     second.kill()
@@ -173,7 +176,7 @@ def test_a_termination_and_a_kill_leave_everything_once(tmp_path: Path) -> None:
     running = json.loads((out / "stages.json").read_text())["steps"]["table1-4l/reference"]
     assert running["status"] == "running"
 
-    third = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    third = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert third.returncode == 0, third.stdout + third.stderr
     assert "all of it is done" in third.stdout
     stored = load(out / "table1")
@@ -187,7 +190,7 @@ def test_a_termination_and_a_kill_leave_everything_once(tmp_path: Path) -> None:
 
     home = tmp_path / "home" / "results" / "gpu-x"
     unpacked = [sys.executable, "-m", "infsa_bench", "unpack", str(sent), "--out", str(home)]
-    done = subprocess.run(unpacked, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(unpacked, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert len(load(home / "table1").records) == 4
     reports = tmp_path / "home" / "reports" / "gpu-x"
@@ -198,6 +201,32 @@ def test_a_termination_and_a_kill_leave_everything_once(tmp_path: Path) -> None:
     )
     assert "| table1-24l | Table 1, 24L-16H" in page
     assert "(table1/report.md)" in page
+
+
+def test_make_rehearses_the_probe_without_an_install(tmp_path: Path) -> None:
+    """What happens on a machine with a GPU, as far as a CPU can: no virtual environment, parts in a folder apart."""
+    out, sent = tmp_path / "run", tmp_path / "sent"
+    words = ["make", "gpu", "DEVICE=cpu", "STAGE=probe", "DEADLINE=240s", f"RUN={out}", f"GPU_PYTHON={sys.executable}"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        words, cwd=ROOT, env={**environment, "OUT": str(sent)}, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = load_reference_run(out)
+    assert run.is_rehearsal
+    assert {key: state.status for key, state in run.steps.items()} == {
+        "probe/instruments": "done",
+        "probe/doctor": "done",
+        "probe/peaks": "done",
+        "probe/gpu-tests": "not_run",
+    }
+    assert run.steps["probe/gpu-tests"].reason == "needs CUDA"
+    facts = load_facts(out / "instruments.json")
+    assert facts is not None
+    assert facts.ready_seconds is not None
+    assert 0 < facts.context_seconds < facts.ready_seconds
+    assert (facts.calibration, facts.no_energy) == (None, "needs CUDA")
+    assert [file.name for file in sent.iterdir()] == ["run.tar.gz.0"]
 
 
 def test_two_reference_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def results(folder: Path, console: Console) -> None:
 
     Raises:
         SpecError: there is no such folder, or the page cannot be written.
-        SchemaError: what lies there cannot be read.
+        SchemaError: the state of a reference run cannot be read.
     """
     if not folder.is_dir():
         raise SpecError(f"{folder} is no folder of results")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from infsa_bench.errors import UnknownNameError
+from infsa_models.registry import CONFIGS
 
 Program = Literal["infsa-bench", "pytest"]
 
@@ -143,6 +144,9 @@ def all_stages(out: str, device: str, sizes: Sizes = FULL) -> dict[str, Stage]:
     doctor = ("doctor", "--device", device, *(("--selfcheck",) if is_full else ()))
     instruments = ("instruments", "--device", device, "--out", f"{out}/instruments.json")
     tests = ("-m", "gpu and not soak", "-v", "-p", "no:cacheprovider", *GPU_TESTS)
+    stress = ("--res", sizes.stress, "--config", ",".join(CONFIGS), "--energy", "quick")
+    impl = ("--impl", "fast,reference")
+    training = ("--phase", "train", "--res", sizes.table, "--energy", "quick")
     searched = ("--mechanism", sizes.mechanisms, "--device", device, "--max-res", sizes.search, "--resume")
     stages = (
         Stage(
@@ -166,12 +170,12 @@ def all_stages(out: str, device: str, sizes: Sizes = FULL) -> dict[str, Stage]:
         ),
         *(
             Stage(
-                name=f"table1-{config.partition('-')[0].lower()}",
+                name=f"table1-{_short(config)}",
                 title=f"Table 1, {config}: inference at 1024 x 1024, fast and reference, with energy",
                 seconds=360.0,
                 steps=sweeps.both("table1", 360.0, "--res", sizes.table, "--config", config, "--energy", "quick"),
             )
-            for config in ("4L-64H", "24L-16H")
+            for config in CONFIGS
         ),
         Stage(
             name="ladder",
@@ -183,11 +187,10 @@ def all_stages(out: str, device: str, sizes: Sizes = FULL) -> dict[str, Stage]:
             name="stress",
             title="the stress test: 9216 x 9216, both sizes of the model, with energy",
             seconds=MAX_STAGE_SECONDS,
-            steps=sweeps.both(
-                "table1",
-                MAX_STAGE_SECONDS,
-                *("--mechanisms", sizes.linear, "--res", sizes.stress, "--config", "4L-64H,24L-16H"),
-                *("--energy", "quick"),
+            steps=(
+                # What the paper has, before what it says does not fit.
+                sweeps.step("paper", "table1", MAX_STAGE_SECONDS, "--mechanisms", "infsa-linear", *impl, *stress),
+                *sweeps.both("table1", MAX_STAGE_SECONDS, "--mechanisms", sizes.linear, *stress),
             ),
         ),
         Stage(
@@ -195,14 +198,14 @@ def all_stages(out: str, device: str, sizes: Sizes = FULL) -> dict[str, Stage]:
             title="Table 1, training at 1024 x 1024, with energy",
             seconds=MAX_STAGE_SECONDS,
             steps=tuple(
-                step
-                for config in ("4L-64H", "24L-16H")
-                for step in sweeps.both(
+                sweeps.step(
+                    f"{implementation}-{_short(config)}",
                     "table1",
                     MAX_STAGE_SECONDS,
-                    *("--res", sizes.table, "--config", config, "--phase", "train", "--energy", "quick"),
-                    suffix=f"-{config.partition('-')[0].lower()}",
+                    *("--impl", implementation, "--config", config, *training),
                 )
+                for implementation in ("fast", "reference")
+                for config in CONFIGS
             ),
         ),
         Stage(
@@ -303,7 +306,7 @@ def all_stages(out: str, device: str, sizes: Sizes = FULL) -> dict[str, Stage]:
                 sweeps.step(
                     *("fast", "kernels", MAX_STAGE_SECONDS, "--mechanisms", "infsa-linear,infsa-pure,softmax"),
                     *("--impl", "fast", "--execution", "cuda-graph", "--res", sizes.kernels),
-                    *("--config", "4L-64H,24L-16H", "--energy", "none", "--cell-budget", "15s"),
+                    *("--config", ",".join(CONFIGS), "--energy", "none", "--cell-budget", "15s"),
                     needs_cuda=True,
                 ),
             ),
@@ -327,10 +330,10 @@ class _Sweeps:
         words += ("--no-report", "--resume", "--out", f"{self.out}/{run}")
         return Step(name=name, words=words, seconds=seconds, run=run, needs_cuda=needs_cuda)
 
-    def both(self, run: str, seconds: float, *options: str, suffix: str = "") -> tuple[Step, ...]:
+    def both(self, run: str, seconds: float, *options: str) -> tuple[Step, ...]:
         """Return a sweep of the fast implementations, then one of the published ones."""
         return tuple(
-            self.step(f"{implementation}{suffix}", run, seconds, "--impl", implementation, *options)
+            self.step(implementation, run, seconds, "--impl", implementation, *options)
             for implementation in ("fast", "reference")
         )
 
@@ -349,6 +352,10 @@ class _Sweeps:
             self.step(name, "ladder", seconds, "--mechanisms", mechanisms, "--res", resolutions, *options)
             for name, mechanisms, resolutions in parts
         )
+
+
+def _short(config: str) -> str:
+    return config.partition("-")[0].lower()
 
 
 def chosen_stages(text: str | None) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infsa_bench.errors import SpecError
+from infsa_bench.errors import SchemaError, SpecError
 from infsa_bench.reference.stages import FULL, REHEARSAL, Stage, all_stages
 from infsa_bench.reference.state import ReferenceRun, StepState, is_reference_run, load_reference_run
 from infsa_bench.store import Manifest, is_run, load_manifest
@@ -88,7 +88,7 @@ def render_results(folder: Path) -> str:
     """Return the page that says what the folders in ``folder`` hold.
 
     Raises:
-        SchemaError: the state of a reference run, or the manifest of a run, cannot be read.
+        SchemaError: the state of a reference run cannot be read.
     """
     entries = sorted(entry for entry in folder.iterdir() if entry.is_dir())
     references = [entry for entry in entries if is_reference_run(entry)]
@@ -109,7 +109,8 @@ def _other_line(entry: Path) -> str:
     link = f"[{entry.name}]({entry.name}{f'/{page}' if page else ''})"
     try:
         manifest = load_manifest(entry) if is_run(entry) else None
-    except SpecError:
+    except (SpecError, SchemaError):
+        # Folders of other kinds have files of these names, too.
         manifest = None
     return f"- {link}{'' if manifest is None else f': {_described(manifest)}'}"
 
