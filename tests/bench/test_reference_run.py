@@ -23,7 +23,8 @@ from infsa_bench.cli import app
 from infsa_bench.commands.reference_run import parse_deadline
 from infsa_bench.errors import SpecError
 from infsa_bench.reference.facts import load_facts
-from infsa_bench.reference.stages import FULL, MAX_STAGE_SECONDS, REHEARSAL, Sizes, all_stages, chosen_stages, in_order
+from infsa_bench.reference.sizes import ALL, FULL, LINEAR, QUADRATIC, REHEARSAL, Sizes
+from infsa_bench.reference.stages import MAX_STAGE_SECONDS, all_stages, chosen_stages, in_order
 from infsa_bench.reference.state import load_reference_run
 from infsa_bench.spec import parse_resolutions
 from infsa_bench.store import RECORDS, load
@@ -75,6 +76,12 @@ def test_the_steps_of_a_ladder_leave_nothing_out() -> None:
         assert set(cells) == expected
 
 
+def test_every_mechanism_is_measured_the_proposed_one_first() -> None:
+    for text in (ALL, f"{LINEAR},{QUADRATIC}"):
+        names = text.split(",")
+        assert (sorted(names), names[0]) == (sorted(MECHANISMS), "infsa-linear")
+
+
 def test_what_runs_in_one_folder_has_one_setting() -> None:
     """A run with another choice of energy, protocol or memory is refused."""
     settings: dict[str, set[tuple[str, ...]]] = {}
@@ -124,9 +131,9 @@ def test_a_dry_run_prints_what_one_could_type(run: CommandLine) -> None:
     result = run("reference-run", "--dry-run", "--stage", "ladder,probe")
     lines = result.out.splitlines()
     assert result.code == 0
-    assert lines[0] == "# probe/instruments: at most 1 min 20 s"
-    assert lines[1] == "infsa-bench instruments --device cuda:0 --out OUT/instruments.json"
-    assert lines[-2].startswith("# probe/gpu-tests")
+    assert lines[:2] == ["# probe/doctor: at most 1 min 00 s", "infsa-bench doctor --device cuda:0"]
+    assert lines[3] == "infsa-bench instruments --device cuda:0 --out OUT/instruments.json"
+    assert [line for line in lines if line.startswith("# probe/")][-2].startswith("# probe/gpu-tests")
     assert any(shlex.split(line)[:2] == ["infsa-bench", "sweep"] for line in lines)
     assert list(run.folder.iterdir()) == []
 
@@ -218,6 +225,7 @@ def test_make_rehearses_the_probe_without_an_install(tmp_path: Path) -> None:
         "probe/instruments": "done",
         "probe/doctor": "done",
         "probe/peaks": "done",
+        "probe/selfcheck": "not_run",
         "probe/gpu-tests": "not_run",
     }
     assert run.steps["probe/gpu-tests"].reason == "needs CUDA"

@@ -26,7 +26,8 @@ from infsa_bench.commands.repository import commit_here
 from infsa_bench.errors import RunLockedError, SpecError, SweepStoppedError
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.machine import Environment
-from infsa_bench.reference.stages import FULL, REHEARSAL, Stage, all_stages, chosen_stages, in_order
+from infsa_bench.reference.sizes import FULL, REHEARSAL
+from infsa_bench.reference.stages import Stage, all_stages, chosen_stages, in_order
 from infsa_bench.reference.state import (
     FINAL,
     ReferenceRun,

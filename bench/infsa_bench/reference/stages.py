@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from infsa_bench.errors import UnknownNameError
+from infsa_bench.reference.sizes import FULL, Sizes
 from infsa_models.registry import CONFIGS
 
 Program = Literal["infsa-bench", "pytest"]
-
-QUADRATIC = "softmax,infsa-pure"
-LINEAR = "infsa-linear,linformer,performer,soft,flatten,agent,mlla"
 
 GPU_TESTS = (
     "tests/bench/test_gpu.py",
@@ -32,71 +30,6 @@ GPU_TESTS = (
 
 MAX_STAGE_SECONDS = 540.0
 """Nine minutes: a GPU is sometimes lent for ten minutes a command."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
-    """The sizes at which stages run: those of the paper, or those of a rehearsal.
-
-    ``ladder`` and ``between`` are the resolutions of a ladder, the first ones first; ``top`` is its end, where the
-    quadratic mechanisms take longest. ``search`` bounds a search for the largest image; ``short`` are options that cut
-    every sweep down.
-    """
-
-    mechanisms: str
-    quadratic: str
-    linear: str
-    table: str
-    stress: str
-    ladder: str
-    ladder_quadratic: str
-    between: str
-    top: str
-    train_ladder: str
-    kernels: str
-    search: str
-    memory_limit: str
-    ablation: tuple[str, ...]
-    replicates: int = 5
-    short: tuple[str, ...] = ()
-
-
-FULL = Sizes(
-    mechanisms="all",
-    quadratic=QUADRATIC,
-    linear=LINEAR,
-    table="1024",
-    stress="9216",
-    ladder="224,512,1024,2048,4096,9216",
-    ladder_quadratic="224,512,1024,2048,4096",
-    between="384,768,1536,3072,6144,8192",
-    top="8192,9216",
-    train_ladder="224..4096",
-    kernels="1024,9216",
-    search="32768",
-    memory_limit="40GiB",
-    ablation=("--measure", "--ablation"),
-)
-
-REHEARSAL = Sizes(
-    mechanisms="softmax,infsa-linear",
-    quadratic="softmax",
-    linear="infsa-linear",
-    table="32",
-    stress="64",
-    ladder="32,48",
-    ladder_quadratic="32",
-    between="64",
-    top="80",
-    train_ladder="32,48",
-    kernels="32,64",
-    search="64",
-    memory_limit="2GiB",
-    # The paper's ablation has one size only; a rehearsal plans it.
-    ablation=("--measure", "--ablation", "--dry-run"),
-    replicates=3,
-    short=("--warmup", "1", "--iterations", "3", "--no-peaks"),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,31 +74,51 @@ def all_stages(out: str, device: str, sizes: Sizes = FULL) -> dict[str, Stage]:
     """Return every stage by name, those of a default run first, then those that are asked for by name."""
     sweeps = _Sweeps(out=out, device=device, sizes=sizes)
     is_full = sizes is FULL
-    doctor = ("doctor", "--device", device, *(("--selfcheck",) if is_full else ()))
+    doctor = ("doctor", "--device", device)
     instruments = ("instruments", "--device", device, "--out", f"{out}/instruments.json")
     tests = ("-m", "gpu and not soak", "-v", "-p", "no:cacheprovider", *GPU_TESTS)
     stress = ("--res", sizes.stress, "--config", ",".join(CONFIGS), "--energy", "quick")
+    # A cell with a budget has no further trials of its energy where three disagree, which is said of it.
+    table = ("--res", sizes.table, "--energy", "quick", "--cell-budget", "20s")
     impl = ("--impl", "fast,reference")
     training = ("--phase", "train", "--res", sizes.table, "--energy", "quick")
-    searched = ("--mechanism", sizes.mechanisms, "--device", device, "--max-res", sizes.search, "--resume")
+    # What grows with the square of the tokens meets the time limit of a probe, a minute each time.
+    searched = (
+        "--mechanism",
+        f"{sizes.linear},{sizes.quadratic}",
+        "--device",
+        device,
+        "--max-res",
+        sizes.search,
+        "--resume",
+    )
     stages = (
         Stage(
             name="probe",
             title="the instruments: what they cost, whether they agree with themselves; the tests that need a GPU",
             seconds=180.0,
             steps=(
-                Step(name="instruments", words=instruments, seconds=80.0),
-                Step(name="doctor", words=doctor, seconds=180.0, findings=(1,)),
-                Step(name="peaks", words=("peaks", "--device", device), seconds=60.0, comes_last=True),
+                Step(name="doctor", words=doctor, seconds=60.0, findings=(1,)),
+                Step(name="instruments", words=instruments, seconds=120.0),
                 Step(
-                    name="gpu-tests",
-                    program="pytest",
-                    words=tests,
-                    seconds=180.0,
+                    name="selfcheck",
+                    words=(*doctor, "--selfcheck"),
+                    seconds=210.0,
                     needs_cuda=True,
                     comes_last=True,
                     findings=(1,),
                 ),
+                Step(
+                    name="gpu-tests",
+                    program="pytest",
+                    words=tests,
+                    seconds=210.0,
+                    needs_cuda=True,
+                    comes_last=True,
+                    findings=(1,),
+                ),
+                # A sweep measures them as well, before its first cell.
+                Step(name="peaks", words=("peaks", "--device", device), seconds=60.0, comes_last=True),
             ),
         ),
         *(
@@ -173,7 +126,7 @@ def all_stages(out: str, device: str, sizes: Sizes = FULL) -> dict[str, Stage]:
                 name=f"table1-{_short(config)}",
                 title=f"Table 1, {config}: inference at 1024 x 1024, fast and reference, with energy",
                 seconds=360.0,
-                steps=sweeps.both("table1", 360.0, "--res", sizes.table, "--config", config, "--energy", "quick"),
+                steps=sweeps.both("table1", 360.0, *table, "--config", config),
             )
             for config in CONFIGS
         ),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infsa_bench.errors import SchemaError, SpecError
-from infsa_bench.reference.stages import FULL, REHEARSAL, Stage, all_stages
+from infsa_bench.reference.sizes import FULL, REHEARSAL
+from infsa_bench.reference.stages import Stage, all_stages
 from infsa_bench.reference.state import ReferenceRun, StepState, is_reference_run, load_reference_run
 from infsa_bench.store import Manifest, is_run, load_manifest
 
