@@ -39,5 +39,10 @@ calibrate: $(READY)  ## Simulate how often the regression gate is wrong (five mi
 soak: $(READY)  ## The tests in their long versions.
 	$(BIN)/python -m pytest -m "not gpu"
 
-gpu: $(READY)  ## The tests that need an NVIDIA GPU, which should do nothing else meanwhile.
-	$(BIN)/python -m pytest -m gpu
+# No install, no network: the Python of .venv where there is one, else the machine's own with its torch.
+GPU_PYTHON = $(or $(wildcard $(BIN)/python),$(PYTHON))
+
+gpu:  ## The reference run on an NVIDIA GPU, as far as DEADLINE=24 minutes allow; DEVICE=cpu rehearses it.
+	PYTHONPATH=$(CURDIR)/bench:$(CURDIR)/models:$(PYTHONPATH) $(GPU_PYTHON) -m infsa_bench reference-run \
+		$(if $(DEVICE),--device $(DEVICE)) $(if $(STAGE),--stage $(STAGE)) $(if $(DEADLINE),--deadline $(DEADLINE)) \
+		$(if $(RUN),--out $(RUN)) $(if $(OUT),--parts $(OUT))

@@ -14,6 +14,9 @@ import pytest
 
 from infsa_bench.cli import main
 from infsa_bench.execute.launcher import Launcher
+from infsa_bench.reference.parts import pack
+from infsa_bench.reference.state import ReferenceRun, write_reference_run
+from infsa_bench.store import load_manifest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,6 +30,16 @@ def code_blocks(language: str) -> list[str]:
 def commands(program: str) -> list[str]:
     lines = "".join(code_blocks("bash")).splitlines()
     return [line.partition(" #")[0].strip() for line in lines if line.startswith(f"{program} ")]
+
+
+def reference_run() -> ReferenceRun:
+    """One in which nothing was measured yet."""
+    environment = load_manifest(ROOT / re.findall(r"<!-- run: (results/\S+) -->", README)[0]).environments
+    (key,) = environment
+    now = "2026-11-26T12:00:00+00:00"
+    return ReferenceRun(
+        created_utc=now, updated_utc=now, is_rehearsal=False, environments={key: environment[key]}, commits={}, steps={}
+    )
 
 
 SWEEPS = [line for line in commands("infsa-bench") if line.startswith("infsa-bench sweep")]
@@ -83,7 +96,7 @@ def test_the_other_commands_of_the_readme_run(
     line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On the committed run in place of the user's own; what would probe does so with the worker that runs nothing."""
-    for command in ("maxres", "peaks", "sweep"):
+    for command in ("maxres", "peaks", "sweep", "reference_run"):
         monkeypatch.setattr(f"infsa_bench.commands.{command}.Launcher", fake_launcher)
     (run,) = re.findall(r"<!-- run: (results/\S+) -->", README)
     for name in ("mine", "yours", "before", "after"):
@@ -91,6 +104,11 @@ def test_the_other_commands_of_the_readme_run(
     if "--measure" in line:
         # Into a folder of its own: those two hold runs already.
         line = line.replace("results/mine", "results/table1")
+    if line.startswith("infsa-bench unpack"):
+        # What came home from a machine with a GPU.
+        (tmp_path / "there").mkdir()
+        write_reference_run(tmp_path / "there", reference_run())
+        pack(tmp_path / "there", tmp_path / shlex.split(line)[2])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", shlex.split(line))
     with pytest.raises(SystemExit) as ended:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from infsa_bench import __version__, cli_regressions
+from infsa_bench import __version__, cli_reference, cli_regressions
 from infsa_bench.errors import InfsaBenchError, SweepStoppedError
 
 # Wrong options and arguments. Of its usage errors typer names only this subclass under one name in all versions.
@@ -109,6 +109,9 @@ def _sweep(
     cell_timeout: Annotated[
         str | None, typer.Option(help="For each cell and replicate: 60, 5m or none. Default: 20 times the predicted.")
     ] = None,
+    cell_budget: Annotated[
+        str | None, typer.Option(help="For warming up and timing each cell: 15, 1m. Default: as long as they need.")
+    ] = None,
     memory_limit: Annotated[
         str | None, typer.Option(help="Emulate a smaller device: 40GiB, 24GB, a number of bytes.")
     ] = None,
@@ -152,6 +155,7 @@ def _sweep(
         resume=resume,
         retry=retry,
         cell_timeout=cell_timeout,
+        cell_budget=cell_budget,
         memory_limit=memory_limit,
         prune=not no_prune,
         peaks=not no_peaks,
@@ -352,6 +356,7 @@ def _audit(
 
 
 cli_regressions.register(app)
+cli_reference.register(app)
 
 
 def main() -> None:

@@ -29,8 +29,9 @@ class Plan:
 
     ``deadline`` is on the monotonic clock, None for no limit; ``host_memory_bytes`` is what cases on a CPU may
     share, None for no check; ``energy`` is how energy is watched where it can be, None for not at all.
-    ``case_timeout_seconds`` is what each case has, None for what its prediction gives it. With ``is_pruned``, cases
-    larger than one that ran out of memory are skipped. Records of the kinds in ``retried`` are measured again.
+    ``case_timeout_seconds`` is what each case has, None for what its prediction gives it; ``case_budget_seconds`` is
+    what its warm-up and timing should take at most, None for as long as they need. With ``is_pruned``, cases larger
+    than one that ran out of memory are skipped. Records of the kinds in ``retried`` are measured again.
     """
 
     cases: Sequence[Case]
@@ -39,6 +40,7 @@ class Plan:
     host_memory_bytes: int | None
     energy: EnergyPreset | None = None
     case_timeout_seconds: float | None = None
+    case_budget_seconds: float | None = None
     is_pruned: bool = True
     retried: frozenset[FailureKind] = frozenset()
 
@@ -95,7 +97,10 @@ def schedule(plan: Plan, predictor: Predictor, cases: Sequence[Case], dominance:
         predictions.sort(key=lambda pair: (pair[0].replicate, pair[0].resolution, pair[1].least_seconds))
     dominating = [dominance.dominating(case) if dominance and plan.is_pruned else None for case, _ in predictions]
     tried = [prediction for (_, prediction), by in zip(predictions, dominating, strict=True) if by is None]
-    shares = iter(share_out(plan, tried, left_seconds))
+    shares = iter(
+        _within_budget(plan, prediction, share)
+        for prediction, share in zip(tried, share_out(plan, tried, left_seconds), strict=True)
+    )
     steps = [
         Step(case=case, prediction=prediction, share=next(shares) if by is None else None, dominated_by=by)
         for (case, prediction), by in zip(predictions, dominating, strict=True)
@@ -139,6 +144,17 @@ def share_out(plan: Plan, predictions: Sequence[Prediction], left_seconds: float
         reserved_seconds -= reservation
         count -= 1
     return shares
+
+
+def _within_budget(plan: Plan, prediction: Prediction, share: Share | None) -> Share | None:
+    """Return a share of which no more than the budget of a case is for its warm-up and timing."""
+    budget_seconds = plan.case_budget_seconds
+    if share is None or budget_seconds is None:
+        return share
+    limit_seconds = budget_seconds if share.limit_seconds is None else min(share.limit_seconds, budget_seconds)
+    # The shortest measurement there is may take longer.
+    seconds = max(prediction.least_seconds, prediction.fixed_seconds + budget_seconds)
+    return Share(seconds=min(share.seconds, seconds), limit_seconds=limit_seconds)
 
 
 def _reserve(plan: Plan, predictions: Sequence[Prediction], left_seconds: float) -> list[float | None]:

@@ -338,6 +338,7 @@ def test_the_time_budget_can_be_lifted(run_fake: CommandLine) -> None:
         (["--resume", "--retry", "killed,timeout"], {"retried": frozenset({"killed", "timeout"})}),
         (["--cell-timeout", "2m"], {"case_timeout_seconds": 120.0}),
         (["--cell-timeout", "none"], {"case_timeout_seconds": math.inf}),
+        (["--cell-budget", "15s"], {"case_budget_seconds": 15.0}),
         # A limit below what the check of the machine's memory allows takes its place.
         (["--memory-limit", "1GiB"], {"host_memory_bytes": None}),
         (["--memory-limit", "1000GiB"], {}),
@@ -359,6 +360,7 @@ def test_words_reach_the_plan(
         run_fake("sweep", "--res", "32", "--device", "cpu", "--out", f"results/{len(plans)}", *extra)
     plain, plan = plans
     expected = {"is_pruned": True, "retried": frozenset(), "case_timeout_seconds": None, "host_memory_bytes": 2**40}
+    expected |= {"case_budget_seconds": None}
     for name, value in expected.items():
         assert getattr(plain, name) == value
         assert getattr(plan, name) == changes.get(name, value)

@@ -58,6 +58,7 @@ def saturated_seconds(call: Callable[[], Tensor]) -> float:
     return statistics.median(time_saturated(call, PROTOCOLS["quick"], GPU).seconds)
 
 
+@pytest.mark.soak
 def test_ten_seconds_against_two_plain_readings(instruments: Instruments, multiply: Callable[[], Tensor]) -> None:
     """The board runs before and after both: what differs is how the window's ends are found."""
     seconds = saturated_seconds(multiply)
@@ -82,6 +83,7 @@ def test_ten_seconds_against_two_plain_readings(instruments: Instruments, multip
     assert ours == pytest.approx(plain, rel=0.02)
 
 
+@pytest.mark.soak
 def test_watching_does_not_slow_the_work(instruments: Instruments, multiply: Callable[[], Tensor]) -> None:
     assert instruments.meter is not None
     alone, watched = [], []
@@ -99,12 +101,14 @@ def test_the_driver_sees_the_gpu_that_torch_uses() -> None:
     assert not facts.is_fake
 
 
+@pytest.mark.soak
 def test_doctor_checks_itself() -> None:
     command = [sys.executable, "-m", "infsa_bench", "doctor", "--device", "cuda:0", "--selfcheck"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.soak
 def test_a_sweep_measures_energy(tmp_path: Path) -> None:
     out = tmp_path / "results" / "run"
     command = [sys.executable, "-m", "infsa_bench", "sweep", "--device", "cuda:0", "--out", str(out)]

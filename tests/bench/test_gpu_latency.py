@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from sample_records import make_case
 from torch import Tensor
 
 from infsa_bench.execute.modes import CudaGraph
@@ -23,6 +22,7 @@ from infsa_bench.measure.latency import (
     warm_up,
 )
 from infsa_bench.protocol import PROTOCOLS
+from infsa_bench.spec import Case, Execution
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,6 +31,19 @@ pytestmark = [
 
 CUDA = torch.device("cuda:0")
 QUICK = PROTOCOLS["quick"]
+
+
+def softmax_case(execution: Execution = "eager") -> Case:
+    return Case(
+        mechanism="softmax",
+        implementation="reference",
+        config="4L-64H",
+        resolution=224,
+        batch_size=1,
+        precision="bf16",
+        phase="infer",
+        execution=execution,
+    )
 
 
 def matmul_of(seconds: float) -> Callable[[], Tensor]:
@@ -72,7 +85,7 @@ def graph_of(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return lambda: replay(0)
 
 
-@pytest.mark.parametrize("seconds", [0.001, 0.1])
+@pytest.mark.parametrize("seconds", [0.001, pytest.param(0.1, marks=pytest.mark.soak)])
 def test_gpu_seconds_are_those_of_triton(seconds: float) -> None:
     testing = pytest.importorskip("triton.testing")
     call = matmul_of(seconds)
@@ -96,6 +109,7 @@ def test_gpu_seconds_are_those_of_triton(seconds: float) -> None:
             assert statistics.median(found) == pytest.approx(1.0, abs=0.02), name
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("kernels", [30, 300])
 def test_latency_is_that_of_a_plain_loop(kernels: int) -> None:
     """Launch-bound, so that whatever timing adds to the host's work would be seen."""
@@ -125,6 +139,7 @@ def test_many_small_kernels_are_launch_bound() -> None:
     assert statistics.median(eager.gpu_seconds) < statistics.median(eager.seconds_per_iteration)
 
 
+@pytest.mark.soak
 def test_one_big_product_is_not_launch_bound() -> None:
     call = matmul_of(0.01)
     warm_up(call, QUICK, CUDA)
@@ -134,7 +149,7 @@ def test_one_big_product_is_not_launch_bound() -> None:
     assert not is_launch_bound(eager.seconds_per_iteration, time_saturated(graph, QUICK, CUDA).seconds)
 
 
-@pytest.mark.parametrize("seconds", [None, 0.001, 0.02, 0.3])
+@pytest.mark.parametrize("seconds", [None, *(pytest.param(one, marks=pytest.mark.soak) for one in (0.001, 0.02, 0.3))])
 def test_the_three_quantities_agree_with_each_other(seconds: float | None) -> None:
     call = many_small_kernels() if seconds is None else matmul_of(seconds)
     warm_up(call, QUICK, CUDA)
@@ -151,6 +166,7 @@ def test_the_three_quantities_agree_with_each_other(seconds: float | None) -> No
         assert busy == pytest.approx(pace, rel=0.03)
 
 
+@pytest.mark.soak
 def test_iterations_above_a_second_are_run_once_for_all() -> None:
     calls = 0
     product = matmul_of(0.1)
@@ -171,7 +187,7 @@ def test_iterations_above_a_second_are_run_once_for_all() -> None:
 
 
 def test_the_graph_twin_of_a_model() -> None:
-    built = build_workload(make_case(mechanism="softmax", resolution=224, precision="bf16"), CUDA)
+    built = build_workload(softmax_case(), CUDA)
     assert built.graph_twin is not None
     warm_up(built.call, QUICK, CUDA)
     expected = [built.call().clone() for _ in range(2)]
@@ -184,12 +200,12 @@ def test_the_graph_twin_of_a_model() -> None:
     eager = statistics.median(time_case(built.call, QUICK, CUDA).seconds_per_iteration)
     graph = statistics.median(time_saturated(replay, QUICK, CUDA).seconds)
     assert graph <= 1.02 * eager
-    for execution in ("compile", "cuda-graph"):
-        other = make_case(mechanism="softmax", resolution=224, precision="bf16", execution=execution)
-        assert build_workload(other, CUDA).graph_twin is None
+    executions: tuple[Execution, ...] = ("compile", "cuda-graph")
+    for execution in executions:
+        assert build_workload(softmax_case(execution), CUDA).graph_twin is None
 
 
-@pytest.mark.parametrize("limit_seconds", [0.2, 1.0])
+@pytest.mark.parametrize("limit_seconds", [0.2, pytest.param(1.0, marks=pytest.mark.soak)])
 def test_a_limit_holds_for_all_passes_together(limit_seconds: float) -> None:
     call = many_small_kernels()
     warm_up(call, QUICK, CUDA)

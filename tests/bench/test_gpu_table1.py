@@ -14,6 +14,7 @@ import torch
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.soak,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU that torch can use"),
 ]
 

@@ -241,6 +241,26 @@ def test_under_a_budget_passes_come_first_then_resolutions_then_the_cheapest() -
     assert [step.case for step in schedule(make_plan(cases), predictor, cases)] == cases
 
 
+@pytest.mark.parametrize(("seconds", "expected"), [(None, 15.0), (2004.0, 15.0), (12.0, 5.0)])
+def test_no_cell_gets_more_than_its_budget(tmp_path: Path, seconds: float | None, expected: float) -> None:
+    """With a budget for all, the smaller of the two."""
+    cases = [make_case(behave="echo", n=str(number)) for number in range(2)]
+    plan = make_plan(cases, seconds=seconds, case_budget_seconds=15.0)
+    record = run_with_fake_worker(tmp_path / "run", plan)[0]
+    assert isinstance(record.outcome, Failure)
+    assert decode(RunCommand, record.outcome.message).limit_seconds == pytest.approx(expected, abs=1.5)
+
+
+def test_a_budget_shortens_what_is_predicted_but_not_below_the_least() -> None:
+    cases = [sample_records.make_case(mechanism="softmax", resolution=side) for side in (224, 9216)]
+    predictor = Predictor({"fp32": 1e12})
+    small, large = schedule(make_plan(cases, case_budget_seconds=2.0), predictor, cases)
+    assert small.share == Share(seconds=small.prediction.fixed_seconds + 2.0, limit_seconds=2.0)
+    assert large.share == Share(seconds=large.prediction.least_seconds, limit_seconds=2.0)
+    assert small.prediction.seconds > small.prediction.fixed_seconds + 2.0
+    assert large.prediction.seconds > large.prediction.least_seconds
+
+
 def test_the_share_reaches_the_worker_and_energy_comes_on_top(tmp_path: Path) -> None:
     cases = [make_case(behave="echo", n=str(number)) for number in range(4)]
     plan = make_plan(cases, seconds=2004.0, energy=ENERGY_PRESETS["quick"])

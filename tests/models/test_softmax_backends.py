@@ -56,6 +56,7 @@ def test_an_unknown_backend() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU that torch can use")
 @pytest.mark.parametrize("backend", ["auto", "flash", "mem-efficient", "cudnn", "math", "xformers"])
 @pytest.mark.parametrize("num_heads", [16, 64])
 def test_backends_of_a_gpu(backend: str, num_heads: int) -> None:

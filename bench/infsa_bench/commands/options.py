@@ -68,6 +68,7 @@ class SweepRequest:
     resume: bool = False
     retry: str | None = None
     cell_timeout: str | None = None
+    cell_budget: str | None = None
     memory_limit: str | None = None
     prune: bool = True
     peaks: bool = True
@@ -85,6 +86,7 @@ class SweepOptions:
     protocol: Protocol
     energy: EnergyChoice
     case_timeout_seconds: float | None
+    case_budget_seconds: float | None
     memory_limit_bytes: int | None
     retried: frozenset[FailureKind]
 
@@ -108,6 +110,7 @@ def check_options(request: SweepRequest) -> SweepOptions:
         ),
         energy=_energy_choice(request.energy),
         case_timeout_seconds=None if request.cell_timeout is None else parse_case_timeout(request.cell_timeout),
+        case_budget_seconds=None if request.cell_budget is None else parse_duration(request.cell_budget),
         memory_limit_bytes=None if request.memory_limit is None else parse_memory_limit(request.memory_limit),
         retried=frozenset(() if request.retry is None else parse_names(request.retry, "failure", FAILURE_KINDS)),
     )

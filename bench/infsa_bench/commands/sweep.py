@@ -114,6 +114,7 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
             # Also where it cannot be watched: every record then says why.
             energy=preset,
             case_timeout_seconds=options.case_timeout_seconds,
+            case_budget_seconds=options.case_budget_seconds,
             is_pruned=request.prune,
             retried=options.retried,
         )

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from infsa_bench.execute.failures import attempt
 from infsa_bench.execute.modes import MODES, Forward, IndexedForward
 from infsa_bench.spec import INPUT_BUFFERS, Case, resolve_mechanisms
 from infsa_models.options import parse_options
-from infsa_models.registry import NUM_CLASSES
+from infsa_models.registry import NUM_CLASSES, load_class
 from infsa_models.vit import build_vit
 
 _PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,6 +56,9 @@ def unsupported_reason(case: Case, device_type: str) -> str | None:
         return mechanism.unsupported[case.precision]
     if case.phase == "train" and case.precision in ("bf16", "fp16"):
         return f"training keeps float32 parameters: use fp32 or amp-{case.precision}"
+    found = attempt(lambda: load_class(mechanism.implementations[case.implementation]))
+    if isinstance(found, ModuleNotFoundError):
+        return f"needs the package {found.name}, which is not installed"
     return MODES[case.execution].unsupported_reason(case.phase, device_type)
 
 

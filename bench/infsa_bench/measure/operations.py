@@ -21,7 +21,13 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, flop_registry
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    conv_flop_count,
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from infsa_bench.record import OperationCount
 
@@ -179,11 +185,24 @@ def _product_flops(*shapes: Any, **_options: object) -> int:
     return 2 * max(sizes)
 
 
+def _attention_flops(query_shape: Any, key_shape: Any, value_shape: Any, *_others: Any, **_options: object) -> int:
+    return int(sdpa_flop_count(query_shape, key_shape, value_shape))
+
+
+def _attention_backward_flops(
+    grad_shape: Any, query_shape: Any, key_shape: Any, value_shape: Any, *_others: Any, **_options: object
+) -> int:
+    return int(sdpa_backward_flop_count(grad_shape, query_shape, key_shape, value_shape))
+
+
 _MATMULS: dict[Any, Callable[..., int]] = {
     torch.ops.aten.convolution_backward: _convolution_backward_flops,
     torch.ops.aten.mv: _product_flops,
     torch.ops.aten.addmv: _product_flops,
     torch.ops.aten.dot: _product_flops,
     torch.ops.aten.vdot: _product_flops,
+    # Without a formula before torch 2.15.
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
 """What torch has no formula for, or a wrong one."""
