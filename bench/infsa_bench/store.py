@@ -1,5 +1,5 @@
 """A run on disk, the only thing that crosses to reporting: ``results/<run>/``, and in it ``manifest.json``,
-``records.jsonl``, ``peaks.json`` and ``traces/``.
+``records.jsonl``, ``traces/``, ``peaks.json``, and of a run merged from several ``peaks-further.json``.
 
 A record is one line, written with one call and synced before the next case starts, so that a killed sweep loses at
 most the case that it was in. Of two lines of one case the last one counts. A record's power trace, where there is
@@ -13,20 +13,21 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
-from infsa_bench.codec import decode, encode
+from infsa_bench.codec import OMITTED_IF_NONE, decode, encode
 from infsa_bench.energy_plan import EnergyChoice
 from infsa_bench.errors import RunLockedError, SchemaError, SpecError
 from infsa_bench.files import open_regular, read_file, read_lines, refuse_exchanged, replace_file
 from infsa_bench.machine import Environment
-from infsa_bench.peaks import MeasuredPeaks, load_peaks, write_peaks
+from infsa_bench.peaks import MeasuredPeaks, load_further_peaks, load_peaks, write_peaks
 from infsa_bench.protocol import Protocol
 from infsa_bench.record import SCHEMA_VERSION, EnergyCalibration, Record, TracePoint
 from infsa_bench.recorded import Recorded, Span
+from infsa_bench.shard import Shard
 from infsa_bench.spec import MAX_RESOLUTION, Case
 from infsa_bench.traces import trace_path, write_trace
 from infsa_models.registry import PATCH_SIZE
@@ -106,7 +107,8 @@ class Search:
 class Manifest:
     """The plan of a run and where it ran. ``plan`` holds case ids, ``environments`` is keyed by their digest.
 
-    ``search`` is what a run of ``maxres`` looks for, None for a sweep.
+    ``search`` is what a run of ``maxres`` looks for, None for a sweep. ``shard`` is which part of a larger plan the run
+    is, and that plan; None for a run by itself.
 
     ``calibrations`` are what was found out about the energy counter at the start and at the end, of this sweep and of
     each that went on with the run.
@@ -119,6 +121,7 @@ class Manifest:
     environments: dict[str, Environment]
     calibrations: tuple[EnergyCalibration, ...] = ()
     search: Search | None = None
+    shard: Shard | None = field(default=None, metadata=OMITTED_IF_NONE)
     schema_version: int = SCHEMA_VERSION
 
 
@@ -127,6 +130,7 @@ class StoredRun:
     """A loaded run. ``records`` hold each case once, in the order of the plan, whatever order they were measured in.
 
     ``peaks`` are what the device can do at its best, None where that was not measured.
+    ``further_peaks`` are those of other devices, in a run that was merged from several.
     ``superseded`` is the number of lines that do not count, because a later one is of the same case.
     """
 
@@ -135,6 +139,12 @@ class StoredRun:
     records: tuple[Record, ...]
     superseded: int = 0
     peaks: MeasuredPeaks | None = None
+    further_peaks: tuple[MeasuredPeaks, ...] = ()
+
+    @property
+    def all_peaks(self) -> tuple[MeasuredPeaks, ...]:
+        """The peaks of every device of which they were measured."""
+        return (*(() if self.peaks is None else (self.peaks,)), *self.further_peaks)
 
     @property
     def name(self) -> str:
@@ -211,6 +221,7 @@ def load(path: Path) -> StoredRun:
         records=tuple(ordered),
         superseded=superseded,
         peaks=load_peaks(path),
+        further_peaks=load_further_peaks(path),
     )
 
 
