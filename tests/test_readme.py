@@ -159,7 +159,9 @@ SHIM = """#!/bin/sh
 command="$1"
 shift
 case "$command" in
-    sweep) set -- "$@" --mechanisms softmax,soft,agent --res 32 --impl fast --warmup 1 --iterations 2 --device cpu --no-peaks ;;
+    sweep)
+        set -- "$@" --mechanisms softmax,soft,agent --res 32 --impl fast --device cpu
+        set -- "$@" --warmup 1 --iterations 2 --no-peaks ;;
 esac
 exec {python} -m infsa_bench "$command" "$@"
 """
