@@ -23,7 +23,7 @@ from infsa_bench.analyze.roofline import (
 from infsa_bench.analyze.speedup import with_speedups
 from infsa_bench.intervals import effective_samples, lag1_autocorrelation, mean_half_width, median_interval
 from infsa_bench.machine import Environment
-from infsa_bench.peaks import MeasuredPeaks
+from infsa_bench.peaks import MeasuredPeaks, peaks_of
 from infsa_bench.record import (
     EnergyScope,
     EnergySource,
@@ -170,21 +170,24 @@ def summarize(
     memory_limit_bytes: int | None = None,
     environments: Mapping[str, Environment] = MappingProxyType({}),
     peaks: MeasuredPeaks | None = None,
+    further_peaks: Sequence[MeasuredPeaks] = (),
 ) -> list[SummaryRow]:
     """Return one row a cell, ordered by config, phase, batch size, resolution, and then as the records come.
 
     Replicates are pooled; records of one cell from two environments are not comparable and stay two rows.
-    ``memory_limit_bytes``, ``environments`` and ``peaks`` are those of the run. A Fit has nothing to sum up and no row.
+    The other arguments are those of the run. A Fit has nothing to sum up and no row.
     """
     cells: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         if isinstance(record.outcome, Fit):
             continue
         cells.setdefault((record.case.cell, record.environment), []).append(record)
+    measured = [*([] if peaks is None else [peaks]), *further_peaks]
+    peaks_by_environment = {key: peaks_of(found, measured) for key, found in environments.items()}
     rows = []
     for (_, environment), replicates in cells.items():
         row = replace(_row(replicates), emulated_memory_bytes=memory_limit_bytes)
-        rows.append(_with_fractions(row, environments.get(environment), peaks))
+        rows.append(_with_fractions(row, environments.get(environment), peaks_by_environment.get(environment)))
     rows = with_speedups(rows)
     return sorted(rows, key=lambda row: (row.case.config, row.case.phase, row.case.batch_size, row.case.resolution))
 

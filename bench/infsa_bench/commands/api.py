@@ -26,8 +26,8 @@ def run_sweep(*, out: str | Path | None = None, is_quiet: bool = False, **option
         options: those of the command line, by name: ``res="224..1024"``, ``mechanisms="softmax,infsa-linear"``,
             ``impl``, ``config``, ``phase``, ``dtype``, ``batch_size``, ``device``, ``execution``, ``option`` (a list of
             ``NAME=VALUE``), ``protocol``, ``warmup``, ``iterations``, ``replicates``, ``energy``, ``time_budget``,
-            ``seed``, ``resume``, ``retry``, ``cell_timeout``, ``cell_budget``, ``memory_limit``, ``prune``,
-            ``peaks``, ``allow_shared``. Where several values are possible a list will do: ``res=[224, 512]``.
+            ``seed``, ``resume``, ``retry``, ``cell_timeout``, ``cell_budget``, ``memory_limit``, ``prune``, ``peaks``,
+            ``allow_shared``, ``shard``. Where several values are possible a list will do: ``res=[224, 512]``.
 
     Raises:
         TypeError: an option that does not exist.

@@ -13,6 +13,7 @@ from infsa_bench.errors import SpecError, UnknownNameError
 from infsa_bench.protocol import PROTOCOLS, Protocol
 from infsa_bench.record import FailureKind
 from infsa_bench.report.units import format_bytes
+from infsa_bench.shard import Part, parse_part
 from infsa_bench.spec import (
     DEFAULT_IMPLEMENTATIONS,
     EXECUTIONS,
@@ -75,6 +76,7 @@ class SweepRequest:
     report: bool = True
     allow_shared: bool = False
     dry_run: bool = False
+    shard: str | None = None
     program: tuple[str, ...] = ("infsa-bench",)
     words: tuple[str, ...] = ()
 
@@ -89,6 +91,7 @@ class SweepOptions:
     case_budget_seconds: float | None
     memory_limit_bytes: int | None
     retried: frozenset[FailureKind]
+    part: Part | None
 
 
 def check_options(request: SweepRequest) -> SweepOptions:
@@ -113,6 +116,7 @@ def check_options(request: SweepRequest) -> SweepOptions:
         case_budget_seconds=None if request.cell_budget is None else parse_duration(request.cell_budget),
         memory_limit_bytes=None if request.memory_limit is None else parse_memory_limit(request.memory_limit),
         retried=frozenset(() if request.retry is None else parse_names(request.retry, "failure", FAILURE_KINDS)),
+        part=None if request.shard is None else parse_part(request.shard),
     )
 
 
