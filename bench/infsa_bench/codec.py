@@ -19,6 +19,11 @@ from infsa_bench.quoting import listed, quoted
 
 T = TypeVar("T")
 
+OMITTED_IF_NONE = {"omitted_if_none": True}
+"""Metadata of a field that is younger than its dataclass and None by default: it is written where it has a value, so
+that everything else is written as ever, digests included.
+"""
+
 INTEGER_LIMIT = 2**63
 LARGEST_FLOAT = 1e50
 SMALLEST_FLOAT = 1e-50
@@ -89,7 +94,8 @@ def _shown(raw: Any) -> str:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        items = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {field.name: _plain(item) for field, item in items if item is not None or not _is_omitted(field)}
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -100,6 +106,16 @@ def _plain(value: Any) -> Any:
 @functools.cache
 def _field_types(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
+
+
+@functools.cache
+def _omitted(kind: type) -> frozenset[str]:
+    """The fields that are not there where they are None."""
+    return frozenset(field.name for field in dataclasses.fields(kind) if _is_omitted(field))
+
+
+def _is_omitted(field: dataclasses.Field[Any]) -> bool:
+    return "omitted_if_none" in field.metadata
 
 
 def _typed(kind: Any, raw: Any, where: str) -> Any:
@@ -139,10 +155,10 @@ def _typed_dataclass(kind: type, raw: Any, where: str) -> Any:
     if not isinstance(raw, dict):
         raise SchemaError(f"{where}: not an object")
     hints = _field_types(kind)
-    unknown, missing = sorted(raw.keys() - hints.keys()), sorted(hints.keys() - raw.keys())
+    unknown, missing = sorted(raw.keys() - hints.keys()), sorted(hints.keys() - raw.keys() - _omitted(kind))
     if unknown or missing:
         raise SchemaError(f"{where}: unknown fields {listed(unknown)}, missing fields {listed(missing)}")
-    values = {name: _typed(hint, raw[name], f"{where}.{name}") for name, hint in hints.items()}
+    values = {name: _typed(hint, raw[name], f"{where}.{name}") for name, hint in hints.items() if name in raw}
     try:
         return kind(**values)
     except ValueError as error:

@@ -211,6 +211,7 @@ def main() -> None:
     send(
         Hello(
             environment=dataclasses.replace(ENVIRONMENT, device=device),
+            gpus=tuple(f"cuda:{index}" for index in range(gpus_of(traits))),
             matmul_flops_per_second={"fp32": 1e12},
             available_bytes=2**40,
             energy_source="rapl" if has_meter else None,
@@ -256,6 +257,11 @@ def main() -> None:
                 send(behave(command, message_fd, default))
             case other:
                 raise AssertionError(other)
+
+
+def gpus_of(traits: list[str]) -> int:
+    """Return how many GPUs the machine has."""
+    return next((int(trait.removeprefix("gpus=")) for trait in traits if trait.startswith("gpus=")), 0)
 
 
 def die_of(traits: list[str]) -> None:
