@@ -22,6 +22,16 @@ FIRST_SHARE_SECONDS = 3.0
 the largest cell more or less are worth less than an interval for each of the small ones.
 """
 
+PLANS_A_CASE = 50
+"""How often, about, an agenda plans a case before it hands it out: everything that is left is planned once more when a
+fiftieth of it has been handed out. To do so for each case would be quadratic; with fewer than 100 left it is done.
+"""
+
+REPLANNED_FRACTION = 0.02
+"""Share of the cases left that an agenda hands out before it plans those to come once more: planning all of them for
+each would be quadratic. Of 50 and fewer every one is planned with all that are left.
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -132,10 +142,9 @@ def share_out(plan: Plan, predictions: Sequence[Prediction], left_seconds: float
         if reservation is None:
             shares.append(None)
             continue
-        most_seconds = reservation + max(0.0, left_seconds - reserved_seconds) / count
-        seconds = min(prediction.seconds, most_seconds)
-        shares.append(Share(seconds=seconds, limit_seconds=most_seconds - prediction.fixed_seconds))
-        left_seconds -= seconds
+        share = _cut(prediction, reservation + max(0.0, left_seconds - reserved_seconds) / count)
+        shares.append(share)
+        left_seconds -= share.seconds
         reserved_seconds -= reservation
         count -= 1
     return shares
@@ -145,8 +154,7 @@ def _reserve(plan: Plan, predictions: Sequence[Prediction], left_seconds: float)
     """Return the seconds that are set aside for each case, None for one that does not fit."""
     reservations: list[float | None] = []
     for prediction in predictions:
-        first_share = min(prediction.seconds, prediction.fixed_seconds + FIRST_SHARE_SECONDS)
-        seconds = max(prediction.least_seconds, first_share)
+        seconds = _wanted_seconds(prediction)
         if seconds > left_seconds:
             seconds = prediction.least_seconds
         if seconds > left_seconds or exceeds_memory(plan, prediction):
@@ -155,6 +163,17 @@ def _reserve(plan: Plan, predictions: Sequence[Prediction], left_seconds: float)
         reservations.append(seconds)
         left_seconds -= seconds
     return reservations
+
+
+def _wanted_seconds(prediction: Prediction) -> float:
+    """Return what a case should get before slower ones get their least."""
+    first_share = min(prediction.seconds, prediction.fixed_seconds + FIRST_SHARE_SECONDS)
+    return max(prediction.least_seconds, first_share)
+
+
+def _cut(prediction: Prediction, most_seconds: float) -> Share:
+    """Return the share of a case that has so many seconds in all."""
+    return Share(seconds=min(prediction.seconds, most_seconds), limit_seconds=most_seconds - prediction.fixed_seconds)
 
 
 def scheduled_seconds(steps: Iterable[Step]) -> float:
@@ -167,3 +186,94 @@ def exceeds_memory(plan: Plan, prediction: Prediction) -> bool:
     if plan.host_memory_bytes is None or prediction.peak_bytes is None:
         return False
     return prediction.peak_bytes > MEMORY_SHARE * plan.host_memory_bytes
+
+
+class Agenda:
+    """Hands out the cases that are left, each once, in the order of :func:`schedule`, in constant time a case.
+
+    What a case is predicted to need, whether a smaller one ran out of memory and how much time is left is always as
+    known when the case is handed out. Order and reservations of those behind it are as they were last planned, see
+    :data:`PLANS_A_CASE`.
+    """
+
+    def __init__(self, plan: Plan, predictor: Predictor, todo: Sequence[Case], dominance: Dominance) -> None:
+        """Hand out ``todo``; whoever runs the cases goes on teaching ``predictor`` and ``dominance``."""
+        self._plan = plan
+        self._predictor = predictor
+        self._dominance = dominance
+        # In the order of the plan, which schedule() falls back on.
+        self._left = dict.fromkeys(todo)
+        self._planned: list[Step] = []
+        self._needs: list[_Need] = []
+        self._next = 0
+        self._current_seconds = 0.0
+
+    def next(self) -> Step | None:
+        """Take off the case that comes next, to be run or to be skipped, and return it; None when nothing is left."""
+        if not self._left:
+            self._current_seconds = 0.0
+            return None
+        if not self._planned or self._next >= max(1, len(self._planned) // PLANS_A_CASE):
+            self._replan()
+            step = self._planned[0]
+        else:
+            step = self._renewed(self._planned[self._next], behind=self._needs[self._next + 1])
+        self._next += 1
+        del self._left[step.case]
+        self._current_seconds = step.share.seconds if step.share else 0.0
+        return step
+
+    def remaining_seconds(self) -> float:
+        """Return what is predicted for the case that was handed out last and all that are still to be handed out."""
+        if not self._planned:
+            self._replan()
+        return self._current_seconds + self._needs[self._next].seconds
+
+    def _replan(self) -> None:
+        # A dict keeps room for what was deleted from it, and going through it would take longer and longer.
+        self._left = dict.fromkeys(list(self._left))
+        self._planned = schedule(self._plan, self._predictor, list(self._left), self._dominance)
+        self._needs = _needs(self._planned)
+        self._next = 0
+
+    def _renewed(self, step: Step, behind: _Need) -> Step:
+        """Return a step as it looks by now, if those behind it get what was set aside for them."""
+        plan, case = self._plan, step.case
+        prediction = self._predictor.predict(case, plan.protocol)
+        dominated_by = self._dominance.dominating(case) if plan.is_pruned else None
+        share: Share | None = None
+        if dominated_by is None and plan.deadline is None:
+            (share,) = share_out(plan, [prediction], None)
+        elif dominated_by is None and plan.deadline is not None:
+            left_seconds = plan.deadline - time.monotonic()
+            unreserved_seconds = left_seconds - behind.reserved_seconds
+            # One for which there was no room must not take another's.
+            (reservation,) = _reserve(plan, [prediction], left_seconds if step.share else unreserved_seconds)
+            if reservation is not None:
+                extra_seconds = max(0.0, unreserved_seconds - reservation) / (1 + behind.tried)
+                share = _cut(prediction, reservation + extra_seconds)
+        return Step(case=case, prediction=prediction, share=share, dominated_by=dominated_by)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Need:
+    """What the steps of a plan from one onwards need: how many are tried, for how long, and what is set aside."""
+
+    tried: int = 0
+    seconds: float = 0.0
+    reserved_seconds: float = 0.0
+
+
+def _needs(steps: Sequence[Step]) -> list[_Need]:
+    """Return the need from each step onwards, and that behind the last one."""
+    needs = [_Need()]
+    for step in reversed(steps):
+        need = needs[-1]
+        if step.share is not None:
+            need = _Need(
+                tried=need.tried + 1,
+                seconds=need.seconds + step.share.seconds,
+                reserved_seconds=need.reserved_seconds + min(step.share.seconds, _wanted_seconds(step.prediction)),
+            )
+        needs.append(need)
+    return needs[::-1]

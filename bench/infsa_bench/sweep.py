@@ -13,7 +13,7 @@ from infsa_bench.errors import SweepStoppedError
 from infsa_bench.execute.launcher import CaseRun, Launcher, Patience
 from infsa_bench.record import Failure, Measurement, Record, with_flag
 from infsa_bench.report.units import format_bytes, format_duration
-from infsa_bench.schedule import MEMORY_SHARE, Plan, Share, Step, exceeds_memory, schedule, scheduled_seconds
+from infsa_bench.schedule import MEMORY_SHARE, Agenda, Plan, Share, Step, exceeds_memory
 from infsa_bench.spec import Case
 from infsa_bench.store import RunWriter
 
@@ -49,18 +49,15 @@ def run_plan(
     Raises:
         SweepStoppedError: the device or the disk gave up; the records so far are intact.
     """
-    todo = plan.todo(writer.recorded)
     dominance = plan.dominance(writer.recorded)
+    agenda = Agenda(plan, predictor, plan.todo(writer.recorded), dominance)
     replicate: int | None = None
     is_calibrated = False
-    while todo:
-        steps = schedule(plan, predictor, todo, dominance)
-        step = steps[0]
-        todo.remove(step.case)
+    while (step := agenda.next()) is not None:
         if step.case.replicate != replicate:
             launcher.renew()
             replicate = step.case.replicate
-        progress.started(step.case, step.share.seconds if step.share else 0.0, scheduled_seconds(steps))
+        progress.started(step.case, step.share.seconds if step.share else 0.0, agenda.remaining_seconds())
         started_utc, started = utc_now(), time.monotonic()
         was_shared = is_shared()
         run = _launch(plan, launcher, step, step.share) if step.share else _skip(plan, step)

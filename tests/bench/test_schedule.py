@@ -1,0 +1,185 @@
+"""An agenda hands out what planning everything anew for each case would, in constant time a case."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import types
+from collections.abc import Callable, Sequence
+
+import pytest
+from sample_records import make_failure, make_measurement, make_record
+from test_sweep import CountingPredictor, make_plan
+
+from infsa_bench.analyze.dominance import Dominance
+from infsa_bench.analyze.predict import Predictor
+from infsa_bench.record import Failure, Outcome
+from infsa_bench.schedule import PLANS_A_CASE, Agenda, Plan, Step, schedule
+from infsa_bench.spec import LADDER, PHASES, Case, Sweep
+from infsa_models.registry import MECHANISMS
+
+Next = Callable[[], Step | None]
+Clock = types.SimpleNamespace
+
+
+def cases_of(resolutions: Sequence[int], replicates: int = 1) -> list[Case]:
+    axes = Sweep(
+        mechanisms=tuple(MECHANISMS),
+        implementations=(),
+        configs=("4L-64H",),
+        resolutions=tuple(resolutions),
+        phases=PHASES,
+        precisions=(),
+        executions=("eager",),
+        batch_sizes=(1,),
+        replicates=replicates,
+    )
+    return list(axes.cases("cpu"))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock(now=0.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr("infsa_bench.schedule.time", clock)
+    return clock
+
+
+def ending(step: Step) -> Outcome:
+    """How a case ends on a machine that is slower than predicted, and has no memory for large quadratic ones."""
+    case = step.case
+    if case.mechanism in ("softmax", "infsa-pure") and case.resolution >= 1536:
+        return make_failure("oom")
+    pace = {"softmax": 3.0, "linformer": 2.0}.get(case.mechanism, 1.5)
+    return make_measurement([pace * (case.resolution / 224) ** 2.2 / 50], build_seconds=0.5, warmup_seconds=(0.1,))
+
+
+def run(next_of: Next, predictor: Predictor, dominance: Dominance, clock: Clock) -> list[Step]:
+    """Hand out everything on a virtual clock, and learn from it as a sweep does."""
+    steps = []
+    while (step := next_of()) is not None:
+        steps.append(step)
+        outcome: Outcome = make_failure("skipped")
+        if step.share is not None:
+            clock.now += step.share.seconds
+            outcome = ending(step)
+        if not isinstance(outcome, Failure):
+            predictor.observe(step.case, outcome)  # type: ignore[arg-type]
+        dominance.observe(dataclasses.replace(make_record(outcome), case=step.case))
+    return steps
+
+
+def planning_everything(plan: Plan, predictor: Predictor, cases: Sequence[Case], dominance: Dominance) -> Next:
+    """The obvious way to hand out cases, which takes quadratic time."""
+    left = list(cases)
+
+    def take() -> Step | None:
+        if not left:
+            return None
+        step = schedule(plan, predictor, left, dominance)[0]
+        left.remove(step.case)
+        return step
+
+    return take
+
+
+def both(plan: Plan, clock: Clock) -> tuple[list[Step], list[Step]]:
+    found = []
+    for is_obvious in (True, False):
+        clock.now, predictor, dominance = 0.0, Predictor({"fp32": 1e12}), Dominance()
+        if is_obvious:
+            next_of = planning_everything(plan, predictor, plan.cases, dominance)
+        else:
+            next_of = Agenda(plan, predictor, plan.cases, dominance).next
+        found.append(run(next_of, predictor, dominance, clock))
+    return found[0], found[1]
+
+
+def test_few_cases_are_handed_out_exactly_as_if_everything_was_planned_for_each(clock: Clock) -> None:
+    cases = cases_of((224, 384, 512), replicates=2)[:99]
+    plan = dataclasses.replace(make_plan(cases), deadline=60.0)
+    obvious, handed_out = both(plan, clock)
+    assert handed_out == obvious
+    assert 0 < sum(step.share is None for step in obvious) < len(obvious)
+
+
+def test_without_a_budget_that_holds_for_any_number(clock: Clock) -> None:
+    cases = cases_of(LADDER[3:9])
+    assert len(cases) > 4 * PLANS_A_CASE
+    obvious, handed_out = both(make_plan(cases, memory_bytes=2**37), clock)
+    assert handed_out == obvious
+    assert any(step.dominated_by is not None for step in obvious)
+    assert any(step.share is None and step.dominated_by is None for step in obvious)
+
+
+@pytest.mark.parametrize("budget_seconds", [60.0, 1000.0, 10000.0])
+def test_a_budget_measures_as_much_of_many_cases_as_if_everything_was_planned_for_each(
+    clock: Clock, budget_seconds: float
+) -> None:
+    cases = cases_of(LADDER[:6])
+    assert len(cases) > 4 * PLANS_A_CASE
+    plan = dataclasses.replace(make_plan(cases), deadline=budget_seconds)
+    obvious, handed_out = both(plan, clock)
+    assert sorted(step.case.id for step in handed_out) == sorted(case.id for case in cases)
+    assert clock.now <= budget_seconds
+    measured = [sum(step.share is not None for step in steps) for steps in (obvious, handed_out)]
+    assert measured[1] == pytest.approx(measured[0], rel=0.03, abs=2)
+    # A share may be another than with everything planned, but never less than makes a measurement.
+    shares = [(step.share, step.prediction) for step in handed_out if step.share is not None]
+    assert all(share.seconds >= prediction.least_seconds for share, prediction in shares)
+
+
+def test_what_becomes_known_is_seen_by_the_very_next_case() -> None:
+    cases = [case for case in cases_of(LADDER) if case.phase == "infer"]
+    cases.sort(key=lambda case: (case.mechanism, case.implementation, case.resolution))
+    assert len(cases) > 2 * PLANS_A_CASE
+    for deadline in (None, time.monotonic() + 1e12):
+        plan = dataclasses.replace(make_plan(cases), deadline=deadline)
+        predictor, dominance = Predictor({"fp32": 1e12}), Dominance()
+        agenda = Agenda(plan, predictor, cases, dominance)
+        known: set[tuple[str, str]] = set()
+        for number in range(len(cases)):
+            step = agenda.next()
+            assert step is not None
+            model = (step.case.mechanism, step.case.implementation)
+            assert (step.share is None) == (step.dominated_by is not None) == (model in known)
+            assert step.prediction == predictor.predict(step.case, plan.protocol)
+            predictor.observe(step.case, make_measurement([0.1 + number % 7], warmup_seconds=(0.1,)))
+            # The next one is of the same model or of the same size.
+            if number % 5 == 0:
+                dominance.observe(dataclasses.replace(make_record(make_failure("oom")), case=step.case))
+                known.add(model)
+        assert agenda.next() is None
+
+
+def test_a_case_is_planned_a_constant_number_of_times() -> None:
+    for count in (500, 1_500):
+        template = cases_of((224,))[0]
+        cases = [dataclasses.replace(template, replicate=number) for number in range(count)]
+        for deadline in (None, time.monotonic() + 1e9):
+            predictor = CountingPredictor({"fp32": 1e12})
+            agenda = Agenda(dataclasses.replace(make_plan(cases), deadline=deadline), predictor, cases, Dominance())
+            while agenda.next() is not None:
+                pass
+            # Below 100 every one plans all that are left.
+            assert predictor.asked <= (PLANS_A_CASE + 5) * count + 100 * 100 / 2
+
+
+def test_the_seconds_that_remain_are_of_the_case_handed_out_and_all_behind_it(clock: Clock) -> None:
+    cases = cases_of(LADDER[:4])
+    for deadline in (None, 500.0):
+        clock.now = 0.0
+        plan = dataclasses.replace(make_plan(cases), deadline=deadline)
+        predictor = Predictor({"fp32": 1e12})
+        agenda = Agenda(plan, predictor, cases, Dominance())
+        seconds = [step.share.seconds for step in schedule(plan, predictor, cases) if step.share]
+        remaining = sum(seconds)
+        assert agenda.remaining_seconds() == pytest.approx(remaining, abs=1e-6)
+        while (step := agenda.next()) is not None:
+            assert agenda.remaining_seconds() == pytest.approx(remaining, abs=1e-6)
+            if step.share is not None:
+                clock.now += step.share.seconds
+                remaining -= step.share.seconds
+        assert agenda.remaining_seconds() == 0.0
+    assert Agenda(plan, predictor, [], Dominance()).remaining_seconds() == 0.0
+    assert Agenda(plan, predictor, [], Dominance()).next() is None
