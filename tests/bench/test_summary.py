@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sample_records import (
-    ENVIRONMENT,
     CALIBRATION,
+    ENVIRONMENT,
     GPU_STATE,
     make_case,
     make_energy,

@@ -10,6 +10,7 @@ from typing import get_args
 
 from infsa_bench.energy_plan import EnergyChoice
 from infsa_bench.errors import SpecError, UnknownNameError
+from infsa_bench.execute.local_engine import ALL, own_cores
 from infsa_bench.protocol import PROTOCOLS, Protocol
 from infsa_bench.record import FailureKind
 from infsa_bench.report.units import format_bytes
@@ -86,6 +87,7 @@ class SweepOptions:
     energy: EnergyChoice
     case_timeout_seconds: float | None
     memory_limit_bytes: int | None
+    devices: tuple[str, ...]
     retried: frozenset[FailureKind]
 
 
@@ -99,7 +101,7 @@ def check_options(request: SweepRequest) -> SweepOptions:
         raise SpecError(f"--seed must be between 0 and 2^63 - 1, not {request.seed}")
     if request.retry is not None and not request.resume:
         raise SpecError("--retry needs --resume: it measures again what a run has a record of")
-    check_device(request.device)
+    devices = parse_devices(request.device)
     if request.protocol not in PROTOCOLS:
         raise UnknownNameError("protocol", request.protocol, PROTOCOLS)
     return SweepOptions(
@@ -109,6 +111,7 @@ def check_options(request: SweepRequest) -> SweepOptions:
         energy=_energy_choice(request.energy),
         case_timeout_seconds=None if request.cell_timeout is None else parse_case_timeout(request.cell_timeout),
         memory_limit_bytes=None if request.memory_limit is None else parse_memory_limit(request.memory_limit),
+        devices=devices,
         retried=frozenset(() if request.retry is None else parse_names(request.retry, "failure", FAILURE_KINDS)),
     )
 
@@ -120,14 +123,41 @@ def _energy_choice(text: str) -> EnergyChoice:
     raise UnknownNameError("energy", text, ENERGY_CHOICES)
 
 
-def check_device(name: str) -> None:
+def parse_devices(text: str) -> tuple[str, ...]:
+    """Parse the devices that share a sweep: names with commas between them, or ``all`` for every GPU.
+
+    ``cpu`` can stand there several times, for as many workers.
+
+    Raises:
+        SpecError: one of them is none, or they do not go together.
+    """
+    if text == ALL:
+        return (ALL,)
+    names = tuple(text.split(","))
+    for name in names:
+        check_device(name, "auto, cpu, cuda:N, several with commas, or all")
+    if len(names) == 1:
+        return names
+    if "auto" in names or ("cpu" in names and set(names) != {"cpu"}):
+        raise SpecError(f"--device {text}: several devices are GPUs, or workers on the processor (cpu,cpu)")
+    names = tuple("cuda:0" if name == "cuda" else name for name in names)
+    twice = [name for name in dict.fromkeys(names) if name != "cpu" and names.count(name) > 1]
+    if twice:
+        raise SpecError(f"--device {text}: {twice[0]} stands there twice; a GPU measures one case at a time")
+    cores = len(own_cores())
+    if names[0] == "cpu" and len(names) > cores:
+        raise SpecError(f"--device {text}: {len(names)} workers on {cores} cores would disturb each other")
+    return names
+
+
+def check_device(name: str, known: str = "auto, cpu or cuda:N") -> None:
     """Refuse what is no name of a device.
 
     Raises:
         SpecError: it is none.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
-        raise SpecError(f"unknown device {name!r}; write auto, cpu or cuda:N")
+        raise SpecError(f"unknown device {name!r}; write {known}")
 
 
 def parse_implementations(text: str | None) -> tuple[str, ...]:

@@ -22,15 +22,15 @@ from infsa_bench.commands.options import (
 from infsa_bench.commands.peaks import measure_before_sweep
 from infsa_bench.commands.progress import BarProgress, PlainProgress
 from infsa_bench.commands.report import report_run
-from infsa_bench.commands.resuming import earlier_manifest, refuse_differences, say_how_to_go_on
+from infsa_bench.commands.resuming import earlier_manifest, refuse_differences, refuse_other_hardware, say_how_to_go_on
 from infsa_bench.energy_plan import EnergyPreset, energy_preset
 from infsa_bench.errors import SpecError, SweepStoppedError
-from infsa_bench.execute.device_lock import DeviceLock
 from infsa_bench.execute.launcher import Launcher
+from infsa_bench.execute.local_engine import LocalEngine
 from infsa_bench.execute.messages import Hello
 from infsa_bench.report.describe import describe_memory_limit
 from infsa_bench.report.units import format_bytes, format_duration
-from infsa_bench.schedule import MEMORY_SHARE, Plan, Step, schedule, scheduled_seconds
+from infsa_bench.schedule import MEMORY_SHARE, Crew, Plan, Step, schedule, scheduled_seconds
 from infsa_bench.spec import Case
 from infsa_bench.store import Manifest, RunWriter, Settings
 from infsa_bench.sweep import run_plan, utc_now
@@ -84,19 +84,16 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
     options = check_options(request)
     protocol, energy = options.protocol, options.energy
     earlier = _earlier_run(request, options)
-    with (
-        Launcher(request.device) as launcher,
-        DeviceLock(launcher.hello.environment, allow_shared=request.allow_shared) as lock,
-    ):
-        hello = launcher.hello
+    with LocalEngine(options.devices, Launcher, allow_shared=request.allow_shared) as engine:
+        hello = engine.hello
         device_type = hello.environment.device_type
         cases = cases_of(request, device_type, protocol.replicates)
-        launcher.check(tuple(dict.fromkeys(case.mechanism for case in cases if ":" in case.mechanism)))
+        engine.check(tuple(dict.fromkeys(case.mechanism for case in cases if ":" in case.mechanism)))
         if options.memory_limit_bytes is not None:
-            launcher.limit_memory(options.memory_limit_bytes)
+            engine.limit_memory(options.memory_limit_bytes)
         budget_seconds = time_budget(request, device_type)
         settings = Settings(
-            device=hello.environment.device,
+            device=engine.devices,
             protocol=protocol,
             seed=request.seed,
             time_budget_seconds=budget_seconds,
@@ -110,7 +107,8 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
             cases=cases,
             protocol=protocol,
             deadline=None if budget_seconds is None else started + budget_seconds - closing_seconds,
-            host_memory_bytes=_checked_host_memory(hello, options.memory_limit_bytes),
+            host_memory_bytes=_checked_host_memory(engine, options.memory_limit_bytes),
+            device_memory_bytes=options.memory_limit_bytes or hello.environment.device_memory_bytes,
             # Also where it cannot be watched: every record then says why.
             energy=preset,
             case_timeout_seconds=options.case_timeout_seconds,
@@ -121,15 +119,19 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
             raise SpecError(f"no cell: of --mechanisms {request.mechanisms} none has --impl {request.impl}")
         predictor = Predictor(hello.matmul_flops_per_second, passes=TIMED_PASSES[device_type], energy=watched)
         out = request.out or _default_out(device_type)
+        if earlier is not None:
+            refuse_other_hardware(out, earlier, hello.environment)
         manifest = _manifest(request, settings, plan.cases, earlier)
+        crew = Crew(devices=engine.places)
         if request.dry_run:
-            steps = schedule(plan, predictor, plan.cases)
-            _announce(console, plan, steps, hello, out, options.memory_limit_bytes)
+            steps = schedule(plan, predictor, plan.cases, crew=crew)
+            _announce(console, plan, steps, engine, out, options.memory_limit_bytes)
             _print_plan(console, plan, steps)
             return out
         with _open(out, manifest) as writer:
             try:
-                writer.add_environment(hello.environment)
+                for each in engine.hellos:
+                    writer.add_environment(each.environment)
             except OSError as error:
                 raise SweepStoppedError(f"cannot write to {out}: {error}") from error
             if writer.torn_bytes:
@@ -138,8 +140,8 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
             _announce(
                 console,
                 plan,
-                schedule(plan, predictor, todo, plan.dominance(writer.recorded)),
-                hello,
+                schedule(plan, predictor, todo, plan.dominance(writer.recorded), crew),
+                engine,
                 out,
                 options.memory_limit_bytes,
             )
@@ -147,25 +149,26 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
             bar = BarProgress if console.is_terminal else PlainProgress
             try:
                 if request.peaks and todo and writer.peaks is None:
-                    measure_before_sweep(console, plan, launcher, writer, is_shared=lock.is_shared())
+                    measure_before_sweep(console, plan, engine, writer)
                 with bar(console, len(plan.cases), done) as progress:
-                    run_plan(plan, launcher, writer, predictor, progress, lock.is_shared)
+                    run_plan(plan, engine, writer, predictor, progress)
             except KeyboardInterrupt:
                 say_how_to_go_on(console, request.program, request.words, request.out, out)
                 return None
     return out
 
 
-def _checked_host_memory(hello: Hello, memory_limit_bytes: int | None) -> int | None:
+def _checked_host_memory(engine: LocalEngine, memory_limit_bytes: int | None) -> int | None:
     """Return the memory that cases on a CPU are checked against before they run, None for no check.
 
     Under a limit that lies below what the check allows, running out harms nobody and is what one wants to see.
     """
-    if hello.environment.device_type != "cpu" or hello.available_bytes is None:
+    available_bytes = engine.available_bytes
+    if engine.hello.environment.device_type != "cpu" or available_bytes is None:
         return None
-    if memory_limit_bytes is not None and memory_limit_bytes <= MEMORY_SHARE * hello.available_bytes:
+    if memory_limit_bytes is not None and memory_limit_bytes <= MEMORY_SHARE * available_bytes:
         return None
-    return hello.available_bytes
+    return available_bytes
 
 
 def _default_out(device_type: str) -> Path:
@@ -222,7 +225,7 @@ def _open(out: Path, manifest: Manifest) -> RunWriter:
 
 
 def _announce(
-    console: Console, plan: Plan, steps: Sequence[Step], hello: Hello, out: Path, memory_limit_bytes: int | None
+    console: Console, plan: Plan, steps: Sequence[Step], engine: LocalEngine, out: Path, memory_limit_bytes: int | None
 ) -> None:
     """Say what is planned, how long it should take and what is measured, before anything is."""
     recorded = len(plan.cases) - len(steps)
@@ -230,14 +233,17 @@ def _announce(
     line = f"{cells} cell{'' if cells == 1 else 's'} planned"
     line += f", in all {len(plan.cases)} cases" if len(plan.cases) > cells else ""
     line += f", {recorded} of them recorded already" if recorded else ""
-    line += f"; predicted {format_duration(scheduled_seconds(steps))} from FLOPs alone, corrected as cells finish"
+    predicted_seconds = scheduled_seconds(steps, engine.places)
+    line += f"; predicted {format_duration(predicted_seconds)} from FLOPs alone, corrected as cells finish"
     if plan.deadline is not None:
         line += f"; {format_duration(max(0.0, plan.deadline - time.monotonic()))} of the time budget left for them"
     console.print(line, highlight=False, soft_wrap=True)
     replicates = plan.protocol.replicates
     line = f"replicates: {replicates}{', each a pass over all cells in a fresh process' if replicates > 1 else ''}"
-    line += f"; energy: {_describe_energy(plan.energy, hello)}"
+    line += f"; energy: {_describe_energy(plan.energy, engine.hello)}"
     console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if engine.places > 1:
+        console.print(f"places: {engine.describe_places()}", highlight=False, markup=False, soft_wrap=True)
     if memory_limit_bytes is not None:
         console.print(describe_memory_limit(memory_limit_bytes), highlight=False, soft_wrap=True)
     console.print(f"records go to {out}", highlight=False, markup=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from typing import Protocol as Interface
 
 from infsa_bench.energy_plan import EnergyPreset
 from infsa_bench.execute.launcher import CaseRun, Patience
+from infsa_bench.execute.messages import Hello
 from infsa_bench.machine import Environment
 from infsa_bench.protocol import Protocol
 from infsa_bench.record import EnergyCalibration
@@ -57,6 +58,10 @@ class Ended:
 
 class Engine(Interface):
     """Runs tasks at its places."""
+
+    @property
+    def hello(self) -> Hello:
+        """What a worker at one of its places says of it."""
 
     @property
     def places(self) -> int:

@@ -209,7 +209,7 @@ class Launcher:
             attempts.append(Attempt(stage=outcome.stage, message=outcome.message))
 
     def abandon(self) -> None:
-        """Have a call that waits for the worker in another thread end with WorkerAbandonedError, as will all later ones.
+        """Have whoever waits for the worker in another thread, or will, wait no longer: WorkerAbandonedError is raised.
 
         The worker itself is left to :meth:`close`.
         """

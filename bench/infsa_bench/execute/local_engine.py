@@ -71,6 +71,24 @@ class LocalEngine:
         """What the first worker of each device said."""
         return tuple(place.launcher.hello for place in self._places)
 
+    @property
+    def devices(self) -> str:
+        """Names of the devices, with commas between them."""
+        return ",".join(place.name for place in self._places)
+
+    @property
+    def available_bytes(self) -> int | None:
+        """The host memory that a case could still take, beside one on each of the other devices."""
+        available_bytes = self.hello.available_bytes
+        return None if available_bytes is None else available_bytes // len(self._places)
+
+    def describe_places(self) -> str:
+        """Return one line: the devices, and what each worker has of the machine."""
+        facts = self.hello.environment
+        threads = f"{facts.torch_threads} thread{'' if facts.torch_threads == 1 else 's'}"
+        cores = f"{facts.cpu_count} core{'' if facts.cpu_count == 1 else 's'}"
+        return f"{self.devices.replace(',', ', ')}; each worker has {cores} and {threads}"
+
     def check(self, mechanisms: tuple[str, ...]) -> None:
         """Try out ``package.module:Class`` mechanisms on the first device; raises as :meth:`Launcher.check`."""
         first = self._places[0]

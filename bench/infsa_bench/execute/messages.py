@@ -84,7 +84,8 @@ class RunCommand:
 class Hello:
     """The worker is ready. Rates of a matrix product by dtype name, in FLOP/s; host memory it could still take.
 
-    ``gpus`` are the CUDA devices that it sees, its own among them. ``energy_source`` is None where no energy can be measured; ``no_energy_reason`` then says why.
+    ``gpus`` are the CUDA devices that it sees, its own among them. ``energy_source`` is None where no energy can be
+    measured; ``no_energy_reason`` then says why.
     """
 
     environment: Environment
