@@ -35,6 +35,13 @@ Dtype = Annotated[
     typer.Option(help="fp32, bf16, fp16, amp-bf16, amp-fp16. GPU: bf16, training amp-bf16; CPU: fp32."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda:N.")]
+Devices = Annotated[str, typer.Option(help="auto, cpu, cuda:N; several with commas; all for every GPU.")]
+Engine = Annotated[str, typer.Option(help="Where workers run: local, ray (needs infsa-bench[ray]).")]
+RayAddress = Annotated[str | None, typer.Option(help="Of the Ray cluster. Default: auto, the one of this machine.")]
+Accelerator = Annotated[str | None, typer.Option(help="With ray: only nodes of this accelerator type: A100, H100.")]
+PerAccelerator = Annotated[
+    bool, typer.Option("--per-accelerator", help="With ray: a run on each accelerator type, in OUT-<type>.")
+]
 Execution = Annotated[str, typer.Option(help="eager, compile, cuda-graph.")]
 Options = Annotated[
     list[str] | None,
@@ -89,7 +96,11 @@ def _sweep(
     phase: Annotated[str, typer.Option(help="infer, train.")] = "infer",
     dtype: Dtype = None,
     batch_size: Annotated[str, typer.Option(help="Images per batch; never changed silently.")] = "1",
-    device: Device = "auto",
+    device: Devices = "auto",
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
+    accelerator: Accelerator = None,
+    per_accelerator: PerAccelerator = False,
     execution: Execution = "eager",
     option: Options = None,
     protocol: ProtocolName = "quick",
@@ -139,6 +150,10 @@ def _sweep(
         dtype=dtype,
         batch_size=batch_size,
         device=device,
+        engine=engine,
+        ray_address=ray_address,
+        accelerator=accelerator,
+        per_accelerator=per_accelerator,
         execution=execution,
         option=tuple(option or ()),
         protocol=protocol,

@@ -158,6 +158,14 @@ def _differing_fields(mine: Environment | GpuFacts, theirs: Environment | GpuFac
     return [name.replace("_", " ") for name in names if getattr(mine, name) != getattr(theirs, name)]
 
 
+def like(environments: Mapping[str, Environment], key: str) -> list[Environment]:
+    """Return the environments of the kind of the one with that key, itself first; none if there is no such key."""
+    if key not in environments:
+        return []
+    found = environments[key]
+    return [found, *(other for name, other in environments.items() if name != key and other.kind == found.kind)]
+
+
 def alike(environments: Mapping[str, Environment]) -> dict[str, str]:
     """Return, for the key of each environment, that of the first one of its kind."""
     first: dict[Environment, str] = {}

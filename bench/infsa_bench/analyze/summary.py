@@ -22,7 +22,7 @@ from infsa_bench.analyze.roofline import (
 )
 from infsa_bench.analyze.speedup import with_speedups
 from infsa_bench.intervals import effective_samples, lag1_autocorrelation, mean_half_width, median_interval
-from infsa_bench.machine import Environment, alike
+from infsa_bench.machine import Environment, alike, like
 from infsa_bench.peaks import MeasuredPeaks
 from infsa_bench.record import (
     EnergyScope,
@@ -187,7 +187,7 @@ def summarize(
     rows = []
     for (_, environment), replicates in cells.items():
         row = replace(_row(replicates, environment), emulated_memory_bytes=memory_limit_bytes)
-        rows.append(_with_fractions(row, environments.get(environment), peaks))
+        rows.append(_with_fractions(row, like(environments, environment), peaks))
     rows = with_speedups(rows)
     return sorted(rows, key=lambda row: (row.case.config, row.case.phase, row.case.batch_size, row.case.resolution))
 
@@ -299,11 +299,12 @@ def _rates(operations: OperationCount | None, seconds_per_iteration: float) -> d
     }
 
 
-def _with_fractions(row: SummaryRow, environment: Environment | None, peaks: MeasuredPeaks | None) -> SummaryRow:
-    """Set the row against what its device can do."""
+def _with_fractions(row: SummaryRow, devices: Sequence[Environment], peaks: MeasuredPeaks | None) -> SummaryRow:
+    """Set the row against what its device can do, or one of ``devices``, which are like it."""
     seconds, precision = row.seconds_per_iteration, row.case.precision
-    if environment is None or seconds is None or row.matmul_flops is None:
+    if not devices or seconds is None or row.matmul_flops is None:
         return row
+    environment = next((found for found in devices if peaks is not None and peaks.are_of(found)), devices[0])
     assert row.elementwise_flops is not None
     assert row.operator_bytes is not None
     operations = OperationCount(

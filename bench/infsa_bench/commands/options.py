@@ -36,6 +36,10 @@ CPU_TIME_BUDGET = "4m"
 CLOSING_SECONDS = 15.0
 """Share of the time budget kept back for ending the worker and rendering the report."""
 
+ENGINES = ("local", "ray")
+RAY_DEVICES = ("auto", "cpu", "cuda")
+RAY_ADDRESS = "auto"
+
 ENERGY_CHOICES: tuple[EnergyChoice, ...] = get_args(EnergyChoice)
 FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 LEAST_MEMORY_LIMIT_BYTES = 256 * 2**20
@@ -56,6 +60,10 @@ class SweepRequest:
     dtype: str | None = None
     batch_size: str = "1"
     device: str = "auto"
+    engine: str = "local"
+    ray_address: str | None = None
+    accelerator: str | None = None
+    per_accelerator: bool = False
     execution: str = "eager"
     option: tuple[str, ...] = ()
     protocol: str = "quick"
@@ -101,7 +109,7 @@ def check_options(request: SweepRequest) -> SweepOptions:
         raise SpecError(f"--seed must be between 0 and 2^63 - 1, not {request.seed}")
     if request.retry is not None and not request.resume:
         raise SpecError("--retry needs --resume: it measures again what a run has a record of")
-    devices = parse_devices(request.device)
+    devices = _devices_of_engine(request)
     if request.protocol not in PROTOCOLS:
         raise UnknownNameError("protocol", request.protocol, PROTOCOLS)
     return SweepOptions(
@@ -114,6 +122,23 @@ def check_options(request: SweepRequest) -> SweepOptions:
         devices=devices,
         retried=frozenset(() if request.retry is None else parse_names(request.retry, "failure", FAILURE_KINDS)),
     )
+
+
+def _devices_of_engine(request: SweepRequest) -> tuple[str, ...]:
+    if request.engine not in ENGINES:
+        raise UnknownNameError("engine", request.engine, ENGINES)
+    if request.engine == "ray":
+        if request.device not in RAY_DEVICES:
+            raise SpecError(
+                f"--device {request.device}: with --engine ray write auto, cuda or cpu; Ray decides which of them"
+            )
+        if request.accelerator is not None and request.per_accelerator:
+            raise SpecError("--accelerator and --per-accelerator: one or all of them, not both")
+        return (request.device,)
+    for name in ("ray_address", "accelerator", "per_accelerator"):
+        if getattr(request, name):
+            raise SpecError(f"--{name.replace('_', '-')}: only together with --engine ray")
+    return parse_devices(request.device)
 
 
 def _energy_choice(text: str) -> EnergyChoice:

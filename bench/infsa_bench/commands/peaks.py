@@ -12,8 +12,8 @@ from infsa_bench.analyze.roofline import data_sheet
 from infsa_bench.commands.options import check_device
 from infsa_bench.errors import PeaksUnavailableError, SpecError, SweepStoppedError
 from infsa_bench.execute.device_lock import DeviceLock
+from infsa_bench.execute.engines import Engine
 from infsa_bench.execute.launcher import Launcher
-from infsa_bench.execute.local_engine import LocalEngine
 from infsa_bench.machine import Environment
 from infsa_bench.peaks import PEAKS, MeasuredPeaks
 from infsa_bench.report.peaks import describe_peaks, peaks_lines
@@ -78,7 +78,7 @@ def _measure_into(out: Path, launcher: Launcher, environment: Environment) -> Me
     return measured
 
 
-def measure_before_sweep(console: Console, plan: Plan, engine: LocalEngine, writer: RunWriter) -> None:
+def measure_before_sweep(console: Console, plan: Plan, engine: Engine, writer: RunWriter) -> None:
     """Measure and store what the device can do at its best, or say why not: no case depends on it."""
     left_seconds = math.inf if plan.deadline is None else plan.deadline - time.monotonic()
     if engine.is_shared():
@@ -89,6 +89,8 @@ def measure_before_sweep(console: Console, plan: Plan, engine: LocalEngine, writ
         try:
             measured = engine.measure_peaks()
             with writing_to(writer):
+                for hello in engine.hellos:
+                    writer.add_environment(hello.environment)
                 writer.set_peaks(measured)
             line = describe_peaks(measured, data_sheet(engine.hello.environment))
         except PeaksUnavailableError as error:

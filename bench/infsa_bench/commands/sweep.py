@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
+from infsa_bench.analyze.comparability import differing_hardware
 from infsa_bench.analyze.predict import TIMED_PASSES, Predictor
 from infsa_bench.commands.options import (
     CLOSING_SECONDS,
+    RAY_ADDRESS,
     SweepOptions,
     SweepRequest,
     check_options,
@@ -25,9 +28,12 @@ from infsa_bench.commands.report import report_run
 from infsa_bench.commands.resuming import earlier_manifest, refuse_differences, refuse_other_hardware, say_how_to_go_on
 from infsa_bench.energy_plan import EnergyPreset, energy_preset
 from infsa_bench.errors import SpecError, SweepStoppedError
+from infsa_bench.execute.engines import Engine
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.execute.local_engine import LocalEngine
 from infsa_bench.execute.messages import Hello
+from infsa_bench.execute.ray_engine import Cluster, RayEngine
+from infsa_bench.machine import Environment
 from infsa_bench.report.describe import describe_memory_limit
 from infsa_bench.report.units import format_bytes, format_duration
 from infsa_bench.schedule import MEMORY_SHARE, Crew, Plan, Step, schedule, scheduled_seconds
@@ -84,8 +90,10 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
     options = check_options(request)
     protocol, energy = options.protocol, options.energy
     earlier = _earlier_run(request, options)
-    with LocalEngine(options.devices, Launcher, allow_shared=request.allow_shared) as engine:
+    with _opened(request, options) as engine:
         hello = engine.hello
+        for other in engine.hellos:
+            _refuse_unlike(hello.environment, other.environment)
         device_type = hello.environment.device_type
         cases = cases_of(request, device_type, protocol.replicates)
         engine.check(tuple(dict.fromkeys(case.mechanism for case in cases if ":" in case.mechanism)))
@@ -158,7 +166,36 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
     return out
 
 
-def _checked_host_memory(engine: LocalEngine, memory_limit_bytes: int | None) -> int | None:
+@contextlib.contextmanager
+def _opened(request: SweepRequest, options: SweepOptions) -> Iterator[Engine]:
+    """Lend the engine that is asked for."""
+    if request.engine == "local":
+        with LocalEngine(options.devices, Launcher, allow_shared=request.allow_shared) as local:
+            yield local
+        return
+    (device,) = options.devices
+    with (
+        Cluster(request.ray_address or RAY_ADDRESS) as cluster,
+        RayEngine(cluster, device, request.accelerator, allow_shared=request.allow_shared) as remote,
+    ):
+        yield remote
+
+
+def _refuse_unlike(one: Environment, other: Environment) -> None:
+    """Refuse places that are different hardware.
+
+    Raises:
+        SpecError: they are.
+    """
+    differing = differing_hardware(one, other)
+    if differing:
+        raise SpecError(
+            f"{one.node} and {other.node} are different hardware ({', '.join(differing)}), which is never mixed in one "
+            "run: choose with --accelerator, or give the cluster names that tell them apart"
+        )
+
+
+def _checked_host_memory(engine: Engine, memory_limit_bytes: int | None) -> int | None:
     """Return the memory that cases on a CPU are checked against before they run, None for no check.
 
     Under a limit that lies below what the check allows, running out harms nobody and is what one wants to see.
@@ -225,7 +262,7 @@ def _open(out: Path, manifest: Manifest) -> RunWriter:
 
 
 def _announce(
-    console: Console, plan: Plan, steps: Sequence[Step], engine: LocalEngine, out: Path, memory_limit_bytes: int | None
+    console: Console, plan: Plan, steps: Sequence[Step], engine: Engine, out: Path, memory_limit_bytes: int | None
 ) -> None:
     """Say what is planned, how long it should take and what is measured, before anything is."""
     recorded = len(plan.cases) - len(steps)
@@ -242,7 +279,7 @@ def _announce(
     line = f"replicates: {replicates}{', each a pass over all cells in a fresh process' if replicates > 1 else ''}"
     line += f"; energy: {_describe_energy(plan.energy, engine.hello)}"
     console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if engine.places > 1:
+    if engine.places > 1 or engine.hello.environment.node is not None:
         console.print(f"places: {engine.describe_places()}", highlight=False, markup=False, soft_wrap=True)
     if memory_limit_bytes is not None:
         console.print(describe_memory_limit(memory_limit_bytes), highlight=False, soft_wrap=True)

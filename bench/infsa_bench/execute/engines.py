@@ -14,6 +14,7 @@ from infsa_bench.energy_plan import EnergyPreset
 from infsa_bench.execute.launcher import CaseRun, Patience
 from infsa_bench.execute.messages import Hello
 from infsa_bench.machine import Environment
+from infsa_bench.peaks import MeasuredPeaks
 from infsa_bench.protocol import Protocol
 from infsa_bench.record import EnergyCalibration
 from infsa_bench.spec import Case
@@ -57,11 +58,41 @@ class Ended:
 
 
 class Engine(Interface):
-    """Runs tasks at its places."""
+    """Runs tasks at its places, which are alike.
+
+    Attributes:
+        hello: what a worker at the first place says of it.
+        hellos: the same of all places that were asked.
+        devices: their names, with commas between them, as a run's settings have them.
+        available_bytes: host memory that a case could still take; None where nobody knows.
+    """
 
     @property
-    def hello(self) -> Hello:
-        """What a worker at one of its places says of it."""
+    def hello(self) -> Hello: ...  # noqa: D102
+
+    @property
+    def hellos(self) -> tuple[Hello, ...]: ...  # noqa: D102
+
+    @property
+    def devices(self) -> str: ...  # noqa: D102
+
+    @property
+    def available_bytes(self) -> int | None: ...  # noqa: D102
+
+    def describe_places(self) -> str:
+        """Return one line for people."""
+
+    def check(self, mechanisms: tuple[str, ...]) -> None:
+        """Try out ``package.module:Class`` mechanisms; raises as :meth:`Launcher.check`."""
+
+    def limit_memory(self, limit_bytes: int) -> None:
+        """Limit the memory of every place; raises as :meth:`Launcher.limit_memory`."""
+
+    def measure_peaks(self) -> MeasuredPeaks:
+        """Measure what one of the places can do; raises as :meth:`Launcher.measure_peaks`."""
+
+    def is_shared(self) -> bool:
+        """Tell whether somebody else is known to use one of the places just now."""
 
     @property
     def places(self) -> int:

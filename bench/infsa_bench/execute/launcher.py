@@ -88,18 +88,19 @@ class Launcher:
         # "auto" was resolved by the first worker; its successors must not choose again.
         self._device = self.hello.environment.device
 
-    def limit_memory(self, limit_bytes: int) -> None:
-        """Have every worker take no more than so many bytes, as on a smaller device; try it out once.
+    def limit_memory(self, limit_bytes: int, *, is_tried_out: bool = True) -> None:
+        """Have every worker take no more than so many bytes, as on a smaller device; try it out once, or do not.
 
         Raises:
             SpecError: the device cannot be limited to that, or the limit does not hold.
         """
         self._memory_limit_bytes = None
         try:
-            self._ready_worker().limit_memory(limit_bytes, is_tried_out=True)
+            self._ready_worker().limit_memory(limit_bytes, is_tried_out=is_tried_out)
         finally:
-            # What was allocated for trying it out could change the first number.
-            self.close()
+            if is_tried_out:
+                # What was allocated for it could change the first number.
+                self.close()
         self._memory_limit_bytes = limit_bytes
 
     def check(self, mechanisms: tuple[str, ...]) -> None:

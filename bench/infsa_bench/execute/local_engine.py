@@ -9,17 +9,16 @@ import concurrent.futures
 import contextlib
 import functools
 import os
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self, TypeVar
 
-from infsa_bench.errors import SpecError, SweepStoppedError
-from infsa_bench.execute.device_lock import DeviceLock
+from infsa_bench.errors import SpecError
 from infsa_bench.execute.engines import Ended, Task
-from infsa_bench.execute.launcher import CaseRun, Launcher
+from infsa_bench.execute.launcher import Launcher
 from infsa_bench.execute.messages import Hello
+from infsa_bench.execute.station import StartLauncher, Station
 from infsa_bench.machine import differing_facts
 from infsa_bench.peaks import MeasuredPeaks
 from infsa_bench.record import EnergyCalibration
@@ -27,8 +26,6 @@ from infsa_bench.record import EnergyCalibration
 T = TypeVar("T")
 
 ALL = "all"
-
-StartLauncher = Callable[[str], Launcher]
 
 
 class LocalEngine:
@@ -105,7 +102,7 @@ class LocalEngine:
 
     def is_shared(self) -> bool:
         """Tell whether another sweep runs on one of the devices just now."""
-        return any(place.lock.is_shared() for place in self._places)
+        return any(place.station.lock.is_shared() for place in self._places)
 
     @property
     def places(self) -> int:
@@ -155,63 +152,44 @@ class LocalEngine:
 
 
 class _Place:
-    """A device with its launcher and its lock, and the thread in which they are used."""
+    """A device, and the thread in which everything with it is done."""
 
-    launcher: Launcher
-    lock: DeviceLock
+    station: Station
 
     def __init__(self, device: str, cores: frozenset[int] | None) -> None:
         self.name = device
         self.is_lost = False
-        self._replicate: int | None = None
         self._exits = contextlib.ExitStack()
         self._closing: Future[None] | None = None
         # Workers inherit the cores of the thread that starts them and have as many threads; they die when it ends.
         pin = functools.partial(os.sched_setaffinity, 0, cores) if cores is not None else None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=device, initializer=pin)
 
+    @property
+    def launcher(self) -> Launcher:
+        """Of the device, once it is open."""
+        return self.station.launcher
+
     def open(self, start_launcher: StartLauncher, allow_shared: bool) -> None:
-        """Start the first worker and take the lock; raises as both do."""
-        self.launcher = self._exits.enter_context(start_launcher(self.name))
+        """Make the device ready; raises as :class:`Station`."""
+        self.station = self._exits.enter_context(Station(self.name, start_launcher, allow_shared=allow_shared))
         # "auto" and "cuda" are names of no device.
         self.name = self.launcher.hello.environment.device
-        self.lock = self._exits.enter_context(DeviceLock(self.launcher.hello.environment, allow_shared=allow_shared))
 
     def call(self, function: Callable[..., T], *arguments: object) -> Future[T]:
         """Have the thread call ``function`` after what it was asked for before."""
         return self._thread.submit(function, *arguments)
 
     def run(self, task: Task) -> Ended:
-        """Run a task; each replicate begins with a fresh worker."""
-        started = time.monotonic()
-        run: CaseRun | None = None
-        lost: SweepStoppedError | None = None
-        was_shared = self.lock.is_shared()
-        try:
-            if task.case.replicate != self._replicate:
-                self.launcher.renew()
-                self._replicate = task.case.replicate
-            run = self.launcher.run(
-                task.case, task.protocol, task.patience, limit_seconds=task.limit_seconds, energy=task.energy
-            )
-            lost = run.stopped
-        except SweepStoppedError as error:
-            lost = error
-        self.is_lost = lost is not None
-        return Ended(
-            task=task,
-            place=self.name,
-            environment=self.launcher.hello.environment,
-            seconds=time.monotonic() - started,
-            run=run,
-            lost=None if lost is None else str(lost),
-            is_shared=was_shared or self.lock.is_shared(),
-        )
+        """Run a task, after which the device may be lost."""
+        ended = self.station.run(task)
+        self.is_lost = ended.lost is not None
+        return ended
 
     def begin_closing(self) -> None:
         """Give up what the worker is doing and have it ended."""
         if self._closing is None:
-            if hasattr(self, "launcher"):
+            if hasattr(self, "station"):
                 self.launcher.abandon()
             self._closing = self.call(self._exits.close)
 

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from infsa_bench.analyze.roofline import data_sheet
 from infsa_bench.analyze.run import Run
 from infsa_bench.analyze.summary import SummaryRow
+from infsa_bench.machine import like
 from infsa_bench.report.figures.selection import (
     Series,
     blocks_with,
@@ -117,10 +118,11 @@ def roofline_panels(run: Run) -> list[Panel]:
     """Return the blocks that have counted operations, and peaks of their own device in their precision."""
     panels = []
     for title, block in blocks_with(run.rows, _is_counted):
-        environment = run.manifest.environments.get(block[0].environment)
+        devices = like(run.manifest.environments, block[0].environment)
         precision = block[0].case.precision
         peaks = run.peaks
-        if environment is None or peaks is None or not peaks.are_of(environment):
+        environment = next((found for found in devices if peaks is not None and peaks.are_of(found)), None)
+        if environment is None or peaks is None:
             continue
         flops_per_second = peaks.flops_of(precision)
         if flops_per_second is None:
