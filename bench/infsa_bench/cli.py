@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from infsa_bench import __version__, cli_regressions
+from infsa_bench import __version__, cli_regressions, cli_shards
 from infsa_bench.errors import InfsaBenchError, SweepStoppedError
 
 # Wrong options and arguments. Of its usage errors typer names only this subclass under one name in all versions.
@@ -56,6 +56,9 @@ Replicates = Annotated[
 Energy = Annotated[str, typer.Option(help="auto (by protocol), quick (3 trials of 2 s a cell), full (5 of 5 s), none.")]
 Seed = Annotated[int, typer.Option(help="Of weights and inputs.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run: results/mine, reported in reports/mine.")]
+Shard = Annotated[
+    str | None, typer.Option(help="Only part i of n, e.g. 0/4: about equal in work, for infsa-bench merge.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its predictions; write nothing.")]
 
 
@@ -135,6 +138,7 @@ def _sweep(
     no_report: Annotated[
         bool, typer.Option("--no-report", help="Record only; infsa-bench report renders the run later.")
     ] = False,
+    shard: Shard = None,
     dry_run: DryRun = False,
 ) -> None:
     """Measure mechanisms across resolutions; every planned cell ends as one record."""
@@ -172,6 +176,7 @@ def _sweep(
         peaks=not no_peaks,
         report=not no_report,
         allow_shared=allow_shared,
+        shard=shard,
         dry_run=dry_run,
         program=_program(),
         words=tuple(sys.argv[1:]),
@@ -270,6 +275,7 @@ def _table1(
     ] = None,
     memory_limit: Annotated[str | None, typer.Option(help="Emulate a smaller device: 40GiB, 24GB.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Measure only what RUN has no record of.")] = False,
+    shard: Shard = None,
     dry_run: DryRun = False,
 ) -> None:
     """Set the paper's Table 1 beside a run, measured if asked for, with what of it carries over."""
@@ -288,6 +294,7 @@ def _table1(
         time_budget=time_budget,
         memory_limit=memory_limit,
         resume=resume,
+        shard=shard,
         dry_run=dry_run,
         program=_program(),
         words=tuple(sys.argv[1:]),
@@ -367,6 +374,7 @@ def _audit(
 
 
 cli_regressions.register(app)
+cli_shards.register(app)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import json
 import types
 import typing
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 from infsa_bench.errors import SchemaError
@@ -49,7 +50,10 @@ def decode(kind: type[T], text: str | bytes) -> T:
         if isinstance(raw, dict) and ours is not None and raw.get("schema_version") != ours:
             theirs = _shown(raw.get("schema_version"))
             raise SchemaError(f"schema version {theirs}; this infsa-bench reads version {ours}")
-        return typing.cast(T, _typed(kind, raw, kind.__name__))
+        try:
+            return typing.cast(T, _reader(typing.cast(Any, kind))(raw))
+        except _UnusualError:
+            return typing.cast(T, _typed(kind, raw, kind.__name__))
     except RecursionError:
         raise SchemaError("not JSON as infsa-bench writes it: nested too deeply") from None
 
@@ -93,9 +97,12 @@ def _shown(raw: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        items = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
-        return {field.name: _plain(item) for field, item in items if item is not None or not _is_omitted(field)}
+    kind = type(value)
+    if kind is float or kind is str or kind is int:
+        return value
+    if dataclasses.is_dataclass(kind):
+        items = [(name, getattr(value, name)) for name in _field_types(kind)]
+        return {name: _plain(item) for name, item in items if item is not None or name not in _omitted(kind)}
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -111,11 +118,7 @@ def _field_types(kind: type) -> dict[str, Any]:
 @functools.cache
 def _omitted(kind: type) -> frozenset[str]:
     """The fields that are not there where they are None."""
-    return frozenset(field.name for field in dataclasses.fields(kind) if _is_omitted(field))
-
-
-def _is_omitted(field: dataclasses.Field[Any]) -> bool:
-    return "omitted_if_none" in field.metadata
+    return frozenset(field.name for field in dataclasses.fields(kind) if "omitted_if_none" in field.metadata)
 
 
 def _typed(kind: Any, raw: Any, where: str) -> Any:
@@ -175,3 +178,110 @@ def _typed_union(members: tuple[Any, ...], raw: Any, where: str) -> Any:
     if len(members) != 1:
         raise SchemaError(f"{where}: neither of the possible kinds")
     return _typed(members[0], raw, where)
+
+
+class _UnusualError(Exception):
+    """A value is not as it is mostly written; whether it may be so, and what is wrong with it, is for _typed to say."""
+
+
+Reader = Callable[[Any], Any]
+
+
+@functools.cache
+def _reader(kind: Any) -> Reader:
+    """Return what turns a raw value into ``kind`` as :func:`_typed` does, in a fraction of the time.
+
+    It knows what is common, and raises _UnusualError where anything else comes: it never takes what _typed refuses.
+    """
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _dataclass_reader(kind)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _union_reader(arguments)
+    if origin is tuple:
+        return _floats if arguments == (float, ...) else _tuple_reader(arguments)
+    if origin is dict:
+        return _dict_reader(_reader(arguments[1]))
+    if origin is Literal:
+        return _checked(lambda raw: type(raw) is str and raw in arguments)
+    if kind is float:
+        return _checked(_is_usual_float)
+    if kind is int:
+        return _checked(lambda raw: type(raw) is int and -INTEGER_LIMIT <= raw < INTEGER_LIMIT)
+    return _checked(lambda raw: type(raw) is kind)
+
+
+def _checked(is_usual: Callable[[Any], bool]) -> Reader:
+    def read(raw: Any) -> Any:
+        if is_usual(raw):
+            return raw
+        raise _UnusualError
+
+    return read
+
+
+def _is_usual_float(raw: Any) -> bool:
+    return type(raw) is float and (raw == 0.0 or SMALLEST_FLOAT <= abs(raw) <= LARGEST_FLOAT)
+
+
+def _floats(raw: Any) -> tuple[float, ...]:
+    """Read samples, which are most of a record."""
+    if type(raw) is list and all(type(value) is float and SMALLEST_FLOAT <= value <= LARGEST_FLOAT for value in raw):
+        return tuple(raw)
+    raise _UnusualError
+
+
+def _tuple_reader(arguments: tuple[Any, ...]) -> Reader:
+    is_any_length = arguments[-1:] == (Ellipsis,)
+    readers = [_reader(item) for item in arguments if item is not Ellipsis]
+
+    def read(raw: Any) -> Any:
+        if type(raw) is not list or not (is_any_length or len(raw) == len(readers)):
+            raise _UnusualError
+        each = readers * len(raw) if is_any_length else readers
+        return tuple([read_item(item) for read_item, item in zip(each, raw, strict=True)])
+
+    return read
+
+
+def _dict_reader(read_item: Reader) -> Reader:
+    def read(raw: Any) -> Any:
+        if type(raw) is not dict:
+            raise _UnusualError
+        return {key: read_item(item) for key, item in raw.items()}
+
+    return read
+
+
+def _union_reader(members: tuple[Any, ...]) -> Reader:
+    kinds = [member for member in members if member is not type(None)]
+    may_be_none = len(kinds) < len(members)
+    fields = [frozenset(_field_types(member)) if len(kinds) > 1 else frozenset() for member in kinds]
+    readers = [_reader(member) for member in kinds]
+
+    def read(raw: Any) -> Any:
+        if raw is None and may_be_none:
+            return None
+        if len(readers) == 1:
+            return readers[0](raw)
+        found = [index for index, names in enumerate(fields) if type(raw) is dict and raw.keys() <= names]
+        if len(found) != 1:
+            raise _UnusualError
+        return readers[found[0]](raw)
+
+    return read
+
+
+def _dataclass_reader(kind: type) -> Reader:
+    readers = {name: _reader(hint) for name, hint in _field_types(kind).items()}
+    needed = readers.keys() - _omitted(kind)
+
+    def read(raw: Any) -> Any:
+        if type(raw) is not dict or not needed <= raw.keys():
+            raise _UnusualError
+        try:
+            return kind(**{name: readers[name](item) for name, item in raw.items()})
+        except (KeyError, ValueError):
+            raise _UnusualError from None
+
+    return read

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from infsa_bench.codec import decode, encode
 from infsa_bench.errors import SchemaError
@@ -13,9 +13,13 @@ from infsa_bench.files import read_file, replace_file
 from infsa_bench.machine import Environment
 from infsa_bench.record import SCHEMA_VERSION
 
+T = TypeVar("T")
+
 PEAKS = "peaks.json"
 PEAKS_DRAFT = f"{PEAKS}.new"
-MAX_PEAKS_BYTES = 2**20
+FURTHER_PEAKS = "peaks-further.json"
+FURTHER_PEAKS_DRAFT = f"{FURTHER_PEAKS}.new"
+MAX_PEAKS_BYTES = 2**24
 
 PEAK_OF_PRECISION: Mapping[str, str] = {
     "fp32": "fp32",
@@ -81,13 +85,13 @@ class MeasuredPeaks:
         if unknown:
             raise ValueError(f"no precision of a matrix product: {', '.join(sorted(map(repr, unknown)))}")
 
-    def are_of(self, environment: Environment) -> bool:
-        """Tell whether they were measured on this very device, with as many threads."""
+    def are_of(self, device: Environment | MeasuredPeaks) -> bool:
+        """Tell whether they were measured on this very device, with as many threads; or on that of other peaks."""
         return (self.device, self.device_name, self.device_uuid, self.torch_threads) == (
-            environment.device,
-            environment.device_name,
-            environment.device_uuid,
-            environment.torch_threads,
+            device.device,
+            device.device_name,
+            device.device_uuid,
+            device.torch_threads,
         )
 
     def flops_of(self, precision: str) -> float | None:
@@ -96,15 +100,42 @@ class MeasuredPeaks:
         return None if found is None else found.per_second
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FurtherPeaks:
+    """Peaks of the other devices of a run that was merged from several."""
+
+    devices: tuple[MeasuredPeaks, ...]
+    schema_version: int = SCHEMA_VERSION
+
+
+def peaks_of(environment: Environment, measured: Iterable[MeasuredPeaks]) -> MeasuredPeaks | None:
+    """Return the peaks that were measured on the device of an environment; None where there are none."""
+    return next((peaks for peaks in measured if peaks.are_of(environment)), None)
+
+
+def measured_device(devices: Sequence[Environment], measured: Sequence[MeasuredPeaks]) -> Environment:
+    """Return the first of like devices whose peaks were measured; where there is none, the first."""
+    return next((device for device in devices if peaks_of(device, measured) is not None), devices[0])
+
+
 def load_peaks(path: Path) -> MeasuredPeaks | None:
     """Return the peaks of the run in ``path``, None where none were measured.
 
     Raises:
         SchemaError: the file is unreadable, too large, no regular file, or of another schema version.
     """
-    file = path / PEAKS
+    return _load(MeasuredPeaks, path / PEAKS)
+
+
+def load_further_peaks(path: Path) -> tuple[MeasuredPeaks, ...]:
+    """Return the peaks of the other devices of a merged run; raises as :func:`load_peaks`."""
+    found = _load(FurtherPeaks, path / FURTHER_PEAKS)
+    return () if found is None else found.devices
+
+
+def _load(kind: type[T], file: Path) -> T | None:
     try:
-        return decode(MeasuredPeaks, read_file(file, MAX_PEAKS_BYTES))
+        return decode(kind, read_file(file, MAX_PEAKS_BYTES))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -121,7 +152,16 @@ def write_peaks(path: Path, peaks: MeasuredPeaks) -> None:
         OSError: they cannot be written.
     """
 
-    def write(handle: TextIO) -> None:
-        handle.write(encode(peaks, indent=1) + "\n")
+    _write(peaks, path / PEAKS_DRAFT, path / PEAKS)
 
-    replace_file(path / PEAKS_DRAFT, path / PEAKS, write)
+
+def write_further_peaks(path: Path, peaks: Sequence[MeasuredPeaks]) -> None:
+    """Make ``peaks`` those of the other devices of the run in ``path``; raises as :func:`write_peaks`."""
+    _write(FurtherPeaks(devices=tuple(peaks)), path / FURTHER_PEAKS_DRAFT, path / FURTHER_PEAKS)
+
+
+def _write(value: MeasuredPeaks | FurtherPeaks, draft: Path, file: Path) -> None:
+    def write(handle: TextIO) -> None:
+        handle.write(encode(value, indent=1) + "\n")
+
+    replace_file(draft, file, write)

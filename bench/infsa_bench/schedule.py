@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from infsa_bench.analyze.dominance import Dominance
@@ -12,6 +12,7 @@ from infsa_bench.analyze.predict import Prediction, Predictor
 from infsa_bench.energy_plan import EnergyPreset
 from infsa_bench.protocol import Protocol
 from infsa_bench.record import Failure, FailureKind, Record
+from infsa_bench.recorded import Recorded
 from infsa_bench.spec import Case
 
 MEMORY_SHARE = 0.6
@@ -54,20 +55,21 @@ class Plan:
     is_pruned: bool = True
     retried: frozenset[FailureKind] = frozenset()
 
-    def todo(self, recorded: Mapping[str, Record]) -> list[Case]:
+    def todo(self, recorded: Recorded) -> list[Case]:
         """Return the cases that are still to be run."""
-        return [case for case in self.cases if case.id not in recorded or self._is_retried(recorded[case.id])]
+        unmeasured = recorded.unmeasured
+        return [case for case in self.cases if case.id not in recorded or self._is_retried(unmeasured.get(case.id))]
 
-    def dominance(self, recorded: Mapping[str, Record]) -> Dominance:
+    def dominance(self, recorded: Recorded) -> Dominance:
         """Return what the records that stand say about larger cases."""
         dominance = Dominance()
-        for record in recorded.values():
+        for record in recorded.unmeasured.values():
             if not self._is_retried(record):
                 dominance.observe(record)
         return dominance
 
-    def _is_retried(self, record: Record) -> bool:
-        return isinstance(record.outcome, Failure) and record.outcome.kind in self.retried
+    def _is_retried(self, record: Record | None) -> bool:
+        return record is not None and isinstance(record.outcome, Failure) and record.outcome.kind in self.retried
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

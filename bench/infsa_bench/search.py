@@ -31,7 +31,7 @@ def run_search(
     patience = Patience(timeout_seconds=search.timeout_seconds, silence_seconds=search.timeout_seconds)
     for model in search.models:
         space = search_space(search, model)
-        records = probes_of(model, writer.recorded.values())
+        records = probes_of(model, writer.recorded.unmeasured.values())
         while (probe := next_probe(space, [probe_of(record) for record in records])) is not None:
             if any(is_by_design(record.outcome) for record in records):
                 break

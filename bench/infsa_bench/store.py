@@ -1,5 +1,5 @@
 """A run on disk, the only thing that crosses to reporting: ``results/<run>/``, and in it ``manifest.json``,
-``records.jsonl``, ``peaks.json`` and ``traces/``.
+``records.jsonl``, ``traces/``, ``peaks.json``, and of a run merged from several ``peaks-further.json``.
 
 A record is one line, written with one call and synced before the next case starts, so that a killed sweep loses at
 most the case that it was in. Of two lines of one case the last one counts. A record's power trace, where there is
@@ -12,20 +12,22 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Self, TextIO
 
-from infsa_bench.codec import decode, encode
+from infsa_bench.codec import OMITTED_IF_NONE, decode, encode
 from infsa_bench.energy_plan import EnergyChoice
 from infsa_bench.errors import RunLockedError, SchemaError, SpecError
 from infsa_bench.files import open_regular, read_file, read_lines, refuse_exchanged, replace_file
 from infsa_bench.machine import Environment
-from infsa_bench.peaks import MeasuredPeaks, load_peaks, write_peaks
+from infsa_bench.peaks import MeasuredPeaks, load_further_peaks, load_peaks, write_peaks
 from infsa_bench.protocol import Protocol
 from infsa_bench.record import SCHEMA_VERSION, EnergyCalibration, Record, TracePoint
+from infsa_bench.recorded import Recorded, Span
+from infsa_bench.shard import Shard
 from infsa_bench.spec import MAX_RESOLUTION, Case
 from infsa_bench.traces import trace_path, write_trace
 from infsa_models.registry import PATCH_SIZE
@@ -112,7 +114,8 @@ class Search:
 class Manifest:
     """The plan of a run and where it ran. ``plan`` holds case ids, ``environments`` is keyed by their digest.
 
-    ``search`` is what a run of ``maxres`` looks for, None for a sweep.
+    ``search`` is what a run of ``maxres`` looks for, None for a sweep. ``shard`` is which part of a larger plan the run
+    is, and that plan; None for a run by itself.
 
     ``calibrations`` are what was found out about the energy counter at the start and at the end, of this sweep and of
     each that went on with the run.
@@ -125,6 +128,7 @@ class Manifest:
     environments: dict[str, Environment]
     calibrations: tuple[EnergyCalibration, ...] = ()
     search: Search | None = None
+    shard: Shard | None = field(default=None, metadata=OMITTED_IF_NONE)
     schema_version: int = SCHEMA_VERSION
 
 
@@ -133,6 +137,7 @@ class StoredRun:
     """A loaded run. ``records`` hold each case once, in the order of the plan, whatever order they were measured in.
 
     ``peaks`` are what the device can do at its best, None where that was not measured.
+    ``further_peaks`` are those of other devices, in a run that was merged from several.
     ``superseded`` is the number of lines that do not count, because a later one is of the same case.
     """
 
@@ -141,6 +146,12 @@ class StoredRun:
     records: tuple[Record, ...]
     superseded: int = 0
     peaks: MeasuredPeaks | None = None
+    further_peaks: tuple[MeasuredPeaks, ...] = ()
+
+    @property
+    def all_peaks(self) -> tuple[MeasuredPeaks, ...]:
+        """The peaks of every device of which they were measured."""
+        return (*(() if self.peaks is None else (self.peaks,)), *self.further_peaks)
 
     @property
     def name(self) -> str:
@@ -201,48 +212,48 @@ def load(path: Path) -> StoredRun:
         SchemaError: a file is unreadable, too large, no regular file, of another schema version, or torn at its end.
     """
     manifest = load_manifest(path)
-    found = _read_records(path / RECORDS)
-    if found.torn_bytes:
-        raise SchemaError(f"{path / RECORDS}: the last line is torn; sweep --resume drops it and measures it again")
+    counting: dict[str, Record] = {}
+    superseded = 0
+    for record, _ in _read_records(path / RECORDS):
+        if record is None:
+            torn = "the last line is torn; sweep --resume drops it and measures it again"
+            raise SchemaError(f"{path / RECORDS}: {torn}")
+        superseded += record.case.id in counting
+        counting[record.case.id] = record
     position = {case_id: index for index, case_id in enumerate(manifest.plan)}
-    ordered = sorted(found.counting.values(), key=lambda record: position.get(record.case.id, len(position)))
+    ordered = sorted(counting.values(), key=lambda record: position.get(record.case.id, len(position)))
     return StoredRun(
         path=path,
         manifest=manifest,
         records=tuple(ordered),
-        superseded=found.superseded,
+        superseded=superseded,
         peaks=load_peaks(path),
+        further_peaks=load_further_peaks(path),
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Lines:
-    """What the file of records holds: the record of each case that counts, and how much does not."""
+def _read_records(file: Path) -> Iterator[tuple[Record | None, Span]]:
+    """Yield the records in ``file`` and where they lie; None for a torn last line.
 
-    counting: dict[str, Record]
-    superseded: int
-    torn_bytes: int
-
-
-def _read_records(file: Path) -> _Lines:
-    counting: dict[str, Record] = {}
-    superseded = torn_bytes = 0
+    Raises:
+        SchemaError: as :func:`load`.
+    """
+    begin = 0
     try:
         for number, line in enumerate(read_lines(file, MAX_RECORDS_BYTES, MAX_RECORD_BYTES), start=1):
             if not line.endswith(b"\n"):
-                torn_bytes = len(line)
-                break
+                yield None, Span(begin, len(line))
+                return
             try:
                 record = decode(Record, line[:-1])
             except SchemaError as error:
                 raise SchemaError(f"{file}, line {number}: {error}") from None
-            superseded += record.case.id in counting
-            counting[record.case.id] = record
+            yield record, Span(begin, len(line) - 1)
+            begin += len(line)
     except FileNotFoundError:
-        pass
+        return
     except OSError as error:
         raise SchemaError(f"{file}: {error.strerror or error}") from None
-    return _Lines(counting=counting, superseded=superseded, torn_bytes=torn_bytes)
 
 
 class RunWriter:
@@ -272,20 +283,25 @@ class RunWriter:
             self._lock = opened.enter_context(os.fdopen(lock, "r+b"))
             self._hold_lock()
             self.peaks = load_peaks(path)
-            found = _read_records(path / RECORDS)
-            self._recorded, self.torn_bytes = found.counting, found.torn_bytes
+            self._recorded, self.torn_bytes = Recorded(), 0
+            for record, span in _read_records(path / RECORDS):
+                if record is None:
+                    self.torn_bytes = span.length
+                else:
+                    self._recorded.add(record, span)
             self._write_manifest()
             records = open_regular(path / RECORDS, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             # Without a buffer: one record is one write.
             self._records = opened.enter_context(os.fdopen(records, "ab", buffering=0))
+            self._recorded.read_from(self._records)
             if self.torn_bytes:
                 self._truncate(os.fstat(records).st_size - self.torn_bytes)
             self._opened = opened.pop_all()
 
     @property
-    def recorded(self) -> Mapping[str, Record]:
-        """The records on disk by case id, the last one of each case."""
-        return MappingProxyType(self._recorded)
+    def recorded(self) -> Recorded:
+        """The records on disk by case id, the last one of each case; to be read only while the run is open."""
+        return self._recorded
 
     def append(self, record: Record, trace: Sequence[TracePoint] = ()) -> None:
         """Add one record and its power trace, if it has one, and return once both are on disk.
@@ -301,8 +317,7 @@ class RunWriter:
         file = trace_path(self.path, record.case.id)
         is_superseding = record.case.id in self._recorded
         write_trace(file, () if is_superseding else trace)
-        self._append_line(encode(record).encode() + b"\n")
-        self._recorded[record.case.id] = record
+        self._recorded.add(record, self._append_line(encode(record).encode() + b"\n"))
         if is_superseding:
             write_trace(file, trace)
 
@@ -345,7 +360,7 @@ class RunWriter:
         # Held on a file that was deleted in between, it would keep nobody out.
         refuse_exchanged(self._lock, self.path / LOCK)
 
-    def _append_line(self, line: bytes) -> None:
+    def _append_line(self, line: bytes) -> Span:
         length = os.fstat(self._records.fileno()).st_size
         if len(line) > MAX_RECORD_BYTES or length + len(line) > MAX_RECORDS_BYTES:
             raise OSError(errno.EFBIG, f"a record of {len(line)} bytes is more than can be read again")
@@ -360,6 +375,7 @@ class RunWriter:
             with contextlib.suppress(OSError):
                 self._truncate(length)
             raise
+        return Span(length, len(line) - 1)
 
     def _truncate(self, length: int) -> None:
         os.ftruncate(self._records.fileno(), length)

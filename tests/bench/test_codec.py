@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sample_records import (
     ENVIRONMENT,
     GPU_STATE,
@@ -19,6 +20,7 @@ from sample_records import (
     values_of,
 )
 
+from infsa_bench import codec
 from infsa_bench.codec import LARGEST_FLOAT, SMALLEST_FLOAT, decode, encode
 from infsa_bench.errors import SchemaError
 from infsa_bench.record import SCHEMA_VERSION, Attempt, Failure, Measurement, Record
@@ -407,3 +409,57 @@ def test_unknown_fields_are_named_as_far_as_a_line_goes() -> None:
     assert str(caught.value) == f"Record: unknown fields [{named}], missing fields []"
     with pytest.raises(SchemaError, match=rf"unknown fields \['{'x' * 60}'\.\.\.\]"):
         decode(Record, make_raw(WHOLE, lambda raw: raw.update({"x" * 61: 0})))
+
+
+@given(values_of(Record), st.randoms(use_true_random=False))
+@SLOW_TO_DRAW
+def test_the_quick_way_of_reading_takes_nothing_that_the_thorough_one_refuses(
+    record: Record, drawn: random.Random
+) -> None:
+    """Values are exchanged, fields dropped and added at random places of the JSON."""
+    raw = json.loads(encode(record))
+    for _ in range(drawn.randrange(3)):
+        spoil(raw, drawn)
+    try:
+        expected = codec._typed(Record, raw, "Record")
+    except SchemaError:
+        expected = None
+    try:
+        found = codec._reader(Record)(raw)
+    except codec._UnusualError:
+        return
+    assert expected is not None
+    assert found == expected
+    assert encode(found) == encode(expected)
+
+
+def spoil(raw: Any, drawn: random.Random) -> None:
+    """Change something in an object or an array of JSON."""
+    while True:
+        keys = list(raw) if isinstance(raw, dict) else list(range(len(raw)))
+        inner = [key for key in keys if isinstance(raw[key], dict | list) and raw[key]]
+        if not inner or drawn.random() < 0.3:
+            break
+        raw = raw[drawn.choice(inner)]
+    if not keys:
+        return
+    key = drawn.choice(keys)
+    what = drawn.randrange(4)
+    if what == 0:
+        del raw[key]
+    elif what == 1 and isinstance(raw, dict):
+        raw["another"] = 1
+    elif what == 2 and isinstance(raw, list):
+        raw.append(drawn.choice([0, 1.5, None]))
+    else:
+        raw[key] = drawn.choice([0, -1, 1, True, 1.5, -0.5, 0.0, 1e300, 1e-300, HUGE, 2**63, "", "oom", None, [], {}])
+
+
+def test_what_is_written_is_read_the_quick_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def thorough(*_: object) -> None:
+        raise AssertionError("not needed")
+
+    monkeypatch.setattr(codec, "_typed", thorough)
+    for outcome in (make_measurement(energy=make_energy(), state_before=GPU_STATE), make_failure("timeout")):
+        record = make_record(outcome)
+        assert decode(Record, encode(record)) == record

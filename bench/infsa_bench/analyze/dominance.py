@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 from infsa_bench.record import MEMORY_KINDS, Failure, Record
@@ -33,6 +34,7 @@ class Dominance:
         return known if known is not None and known.case.resolution < case.resolution else None
 
 
+@functools.cache
 def resolution_family(case: Case) -> Case:
     """Return what cases share that differ in resolution and replicate only."""
     return replace(case, resolution=1, replicate=0, seed=0)

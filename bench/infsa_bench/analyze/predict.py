@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from infsa_bench.analyze.dominance import resolution_family
+from infsa_bench.analyze.experience import Experience, Finding
 from infsa_bench.energy_plan import EnergyPreset, energy_seconds, trials_of_replicate
 from infsa_bench.protocol import Protocol
 from infsa_bench.record import Measurement
@@ -48,13 +48,6 @@ class Prediction:
     peak_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Experience:
-    tokens: int
-    ratio: float
-    setup_seconds: float
-
-
 class Predictor:
     """Predicts from FLOPs over the rate of a matrix product, rescaled by every finished case.
 
@@ -74,15 +67,13 @@ class Predictor:
         self._rates = dict(matmul_flops_per_second)
         self._passes = passes
         self._energy = energy
-        self._experience: dict[Case, list[_Experience]] = {}
+        self._experience = Experience()
 
     def predict(self, case: Case, protocol: Protocol) -> Prediction:
         """Return what ``case`` will take under ``protocol``."""
         cost = _cost(case)
-        experience = self._nearest(case)
-        unknown = UNKNOWN_SETUP_SECONDS[case.execution]
-        setup_seconds = max((item.setup_seconds for item in experience), default=unknown)
-        iteration_seconds = self._computed_seconds(case, cost) * self._ratio(case, experience)
+        ratio, setup_seconds = self._experienced(case)
+        iteration_seconds = self._computed_seconds(case, cost) * ratio
         fixed_seconds = setup_seconds + self._energy_seconds(case, protocol, iteration_seconds)
         expected_seconds = protocol.expected_seconds(iteration_seconds)
         least_seconds = protocol.least_seconds(iteration_seconds)
@@ -108,40 +99,23 @@ class Predictor:
         """Learn from a finished case."""
         seconds = statistics.median(measurement.latencies_seconds)
         first_seconds = (measurement.warmup_seconds or measurement.latencies_seconds)[0]
-        experience = _Experience(
+        finding = Finding(
             tokens=case.tokens,
             ratio=seconds / self._computed_seconds(case, _cost(case)),
             # The first call compiles; what it takes beyond a later one is setting up.
             setup_seconds=measurement.build_seconds + max(0.0, first_seconds - seconds),
         )
-        known = self._experience.setdefault(resolution_family(case), [])
-        known[:] = sorted([item for item in known if item.tokens != case.tokens] + [experience], key=_tokens)
+        self._experience.add(case, finding)
 
-    def _nearest(self, case: Case) -> list[_Experience]:
-        """Experience of the same mechanism; without any, each other's at the nearest resolution."""
-        own = self._experience.get(resolution_family(case))
+    def _experienced(self, case: Case) -> tuple[float, float]:
+        """Return the ratio of real to computed time, and the seconds for setting up, that experience lets expect."""
+        own = self._experience.own(case)
         if own:
-            return own
-        return [
-            min(items, key=lambda item: abs(math.log(item.tokens / case.tokens)))
-            for family, items in self._experience.items()
-            if family.execution == case.execution
-        ]
-
-    def _ratio(self, case: Case, experience: list[_Experience]) -> float:
-        if not experience:
-            return 1.0
-        if resolution_family(case) not in self._experience:
-            return statistics.median(item.ratio for item in experience)
-        smaller = [item for item in experience if item.tokens <= case.tokens] or experience[:1]
-        last = smaller[-1]
-        if len(smaller) == 1:
-            return last.ratio
-        before = smaller[-2]
-        power = math.log(last.ratio / before.ratio) / math.log(last.tokens / before.tokens)
-        # Falling ratios are overheads that fade; they do not go on falling.
-        growth = math.pow(case.tokens / last.tokens, max(0.0, power))
-        return last.ratio * min(growth, MAX_GROWTH)
+            return _extrapolated_ratio(own, case.tokens), max(item.setup_seconds for item in own)
+        others = self._experience.others(case)
+        if others.ratio is None or others.setup_seconds is None:
+            return 1.0, UNKNOWN_SETUP_SECONDS[case.execution]
+        return others.ratio, others.setup_seconds
 
     def _computed_seconds(self, case: Case, cost: Cost | None) -> float:
         backbone = CONFIGS[case.config]
@@ -150,6 +124,19 @@ class Predictor:
         flops = cost.matmul_flops if cost else host_flops * (3 if case.phase == "train" else 1)
         half = case.precision.removeprefix("amp-")
         return flops / self._rates.get(half, self._rates["fp32"])
+
+
+def _extrapolated_ratio(own: Sequence[Finding], tokens: int) -> float:
+    """Return the ratio of a model at its previous resolution, grown as a power of the tokens from its last two."""
+    smaller = [item for item in own if item.tokens <= tokens] or own[:1]
+    last = smaller[-1]
+    if len(smaller) == 1:
+        return last.ratio
+    before = smaller[-2]
+    power = math.log(last.ratio / before.ratio) / math.log(last.tokens / before.tokens)
+    # Falling ratios are overheads that fade; they do not go on falling.
+    growth = math.pow(tokens / last.tokens, max(0.0, power))
+    return last.ratio * min(growth, MAX_GROWTH)
 
 
 def predict_limit(model: Case, resolutions: Sequence[int], available_bytes: int) -> int | None:
@@ -191,7 +178,3 @@ def _cost(case: Case) -> Cost | None:
         )
     except KeyError:
         return None
-
-
-def _tokens(experience: _Experience) -> int:
-    return experience.tokens

@@ -45,6 +45,7 @@ def summarized(stored: StoredRun) -> Run:
         memory_limit_bytes=stored.manifest.settings.memory_limit_bytes,
         environments=stored.manifest.environments,
         peaks=stored.peaks,
+        further_peaks=stored.further_peaks,
     )
     fields = {field.name: getattr(stored, field.name) for field in dataclasses.fields(StoredRun)}
     return Run(**fields, rows=tuple(rows))

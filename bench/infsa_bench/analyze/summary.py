@@ -23,7 +23,7 @@ from infsa_bench.analyze.roofline import (
 from infsa_bench.analyze.speedup import with_speedups
 from infsa_bench.intervals import effective_samples, lag1_autocorrelation, mean_half_width, median_interval
 from infsa_bench.machine import Environment, alike, like
-from infsa_bench.peaks import MeasuredPeaks
+from infsa_bench.peaks import MeasuredPeaks, measured_device, peaks_of
 from infsa_bench.record import (
     EnergyScope,
     EnergySource,
@@ -170,12 +170,13 @@ def summarize(
     memory_limit_bytes: int | None = None,
     environments: Mapping[str, Environment] = MappingProxyType({}),
     peaks: MeasuredPeaks | None = None,
+    further_peaks: Sequence[MeasuredPeaks] = (),
 ) -> list[SummaryRow]:
     """Return one row a cell, ordered by config, phase, batch size, resolution, and then as the records come.
 
     Replicates are pooled; records of one cell from two environments are not comparable and stay two rows, unless these
-    are alike: then the row has the first one's name, and a flag if it comes from several.
-    ``memory_limit_bytes``, ``environments`` and ``peaks`` are those of the run. A Fit has nothing to sum up and no row.
+    are alike: then the row has the first one's name, and a flag if it comes from several. The other arguments are those
+    of the run. A Fit has nothing to sum up and no row.
     """
     kinds = alike(environments)
     cells: dict[tuple[str, str], list[Record]] = {}
@@ -184,10 +185,13 @@ def summarize(
             continue
         kind = kinds.get(record.environment, record.environment)
         cells.setdefault((record.case.cell, kind), []).append(record)
+    measured = [*([] if peaks is None else [peaks]), *further_peaks]
+    devices = {kind: measured_device(like(environments, kind), measured) for kind in dict.fromkeys(kinds.values())}
+    peaks_by_kind = {kind: peaks_of(found, measured) for kind, found in devices.items()}
     rows = []
     for (_, environment), replicates in cells.items():
         row = replace(_row(replicates, environment), emulated_memory_bytes=memory_limit_bytes)
-        rows.append(_with_fractions(row, like(environments, environment), peaks))
+        rows.append(_with_fractions(row, devices.get(environment), peaks_by_kind.get(environment)))
     rows = with_speedups(rows)
     return sorted(rows, key=lambda row: (row.case.config, row.case.phase, row.case.batch_size, row.case.resolution))
 
@@ -299,12 +303,11 @@ def _rates(operations: OperationCount | None, seconds_per_iteration: float) -> d
     }
 
 
-def _with_fractions(row: SummaryRow, devices: Sequence[Environment], peaks: MeasuredPeaks | None) -> SummaryRow:
-    """Set the row against what its device can do, or one of ``devices``, which are like it."""
+def _with_fractions(row: SummaryRow, environment: Environment | None, peaks: MeasuredPeaks | None) -> SummaryRow:
+    """Set the row against what its device can do, or one like it."""
     seconds, precision = row.seconds_per_iteration, row.case.precision
-    if not devices or seconds is None or row.matmul_flops is None:
+    if environment is None or seconds is None or row.matmul_flops is None:
         return row
-    environment = next((found for found in devices if peaks is not None and peaks.are_of(found)), devices[0])
     assert row.elementwise_flops is not None
     assert row.operator_bytes is not None
     operations = OperationCount(

@@ -27,7 +27,7 @@ def run_sweep(*, out: str | Path | None = None, is_quiet: bool = False, **option
             ``impl``, ``config``, ``phase``, ``dtype``, ``batch_size``, ``device``, ``execution``, ``option`` (a list of
             ``NAME=VALUE``), ``protocol``, ``warmup``, ``iterations``, ``replicates``, ``energy``, ``time_budget``,
             ``seed``, ``resume``, ``retry``, ``cell_timeout``, ``memory_limit``, ``prune``, ``peaks``,
-            ``allow_shared``. Where several values are possible a list will do: ``res=[224, 512]``.
+            ``allow_shared``, ``shard``. Where several values are possible a list will do: ``res=[224, 512]``.
 
     Raises:
         TypeError: an option that does not exist.

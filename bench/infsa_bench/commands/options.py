@@ -14,6 +14,7 @@ from infsa_bench.execute.local_engine import ALL, own_cores
 from infsa_bench.protocol import PROTOCOLS, Protocol
 from infsa_bench.record import FailureKind
 from infsa_bench.report.units import format_bytes
+from infsa_bench.shard import Part, parse_part
 from infsa_bench.spec import (
     DEFAULT_IMPLEMENTATIONS,
     EXECUTIONS,
@@ -83,6 +84,7 @@ class SweepRequest:
     report: bool = True
     allow_shared: bool = False
     dry_run: bool = False
+    shard: str | None = None
     program: tuple[str, ...] = ("infsa-bench",)
     words: tuple[str, ...] = ()
 
@@ -97,6 +99,7 @@ class SweepOptions:
     memory_limit_bytes: int | None
     devices: tuple[str, ...]
     retried: frozenset[FailureKind]
+    part: Part | None
 
 
 def check_options(request: SweepRequest) -> SweepOptions:
@@ -121,6 +124,7 @@ def check_options(request: SweepRequest) -> SweepOptions:
         memory_limit_bytes=None if request.memory_limit is None else parse_memory_limit(request.memory_limit),
         devices=devices,
         retried=frozenset(() if request.retry is None else parse_names(request.retry, "failure", FAILURE_KINDS)),
+        part=None if request.shard is None else parse_part(request.shard),
     )
 
 

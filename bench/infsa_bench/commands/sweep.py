@@ -26,6 +26,7 @@ from infsa_bench.commands.peaks import measure_before_sweep
 from infsa_bench.commands.progress import BarProgress, PlainProgress
 from infsa_bench.commands.report import report_run
 from infsa_bench.commands.resuming import earlier_manifest, refuse_differences, refuse_other_hardware, say_how_to_go_on
+from infsa_bench.commands.sharding import cases_of_part, refuse_another_part, resumed_shard, shard_of
 from infsa_bench.energy_plan import EnergyPreset, energy_preset
 from infsa_bench.errors import SpecError, SweepStoppedError
 from infsa_bench.execute.engines import Engine
@@ -34,9 +35,10 @@ from infsa_bench.execute.local_engine import LocalEngine
 from infsa_bench.execute.messages import Hello
 from infsa_bench.execute.ray_engine import Cluster, RayEngine
 from infsa_bench.machine import Environment
-from infsa_bench.report.describe import describe_memory_limit
+from infsa_bench.report.describe import describe_memory_limit, describe_shard
 from infsa_bench.report.units import format_bytes, format_duration
 from infsa_bench.schedule import MEMORY_SHARE, Crew, Plan, Step, schedule, scheduled_seconds
+from infsa_bench.shard import Part, Shard
 from infsa_bench.spec import Case
 from infsa_bench.store import Manifest, RunWriter, Settings
 from infsa_bench.sweep import run_plan, utc_now
@@ -95,7 +97,11 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
         for other in engine.hellos:
             _refuse_unlike(hello.environment, other.environment)
         device_type = hello.environment.device_type
-        cases = cases_of(request, device_type, protocol.replicates)
+        whole = cases_of(request, device_type, protocol.replicates)
+        preset = energy_preset(energy, protocol)
+        if not whole:
+            raise SpecError(f"no cell: of --mechanisms {request.mechanisms} none has --impl {request.impl}")
+        cases = cases_of_part(whole, options, device_type, preset)
         engine.check(tuple(dict.fromkeys(case.mechanism for case in cases if ":" in case.mechanism)))
         if options.memory_limit_bytes is not None:
             engine.limit_memory(options.memory_limit_bytes)
@@ -108,7 +114,6 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
             energy=energy,
             memory_limit_bytes=options.memory_limit_bytes,
         )
-        preset = energy_preset(energy, protocol)
         watched = None if hello.energy_source is None else preset
         closing_seconds = CLOSING_SECONDS + (CALIBRATION_SECONDS if watched else 0.0)
         plan = Plan(
@@ -123,17 +128,15 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
             is_pruned=request.prune,
             retried=options.retried,
         )
-        if not plan.cases:
-            raise SpecError(f"no cell: of --mechanisms {request.mechanisms} none has --impl {request.impl}")
         predictor = Predictor(hello.matmul_flops_per_second, passes=TIMED_PASSES[device_type], energy=watched)
-        out = request.out or _default_out(device_type)
+        out = request.out or _default_out(device_type, options.part)
         if earlier is not None:
             refuse_other_hardware(out, earlier, hello.environment)
-        manifest = _manifest(request, settings, plan.cases, earlier)
+        manifest = _manifest(request, settings, plan.cases, earlier, shard_of(whole, options.part))
         crew = Crew(devices=engine.places)
         if request.dry_run:
             steps = schedule(plan, predictor, plan.cases, crew=crew)
-            _announce(console, plan, steps, engine, out, options.memory_limit_bytes)
+            _announce(console, plan, steps, engine, manifest, out)
             _print_plan(console, plan, steps)
             return out
         with _open(out, manifest) as writer:
@@ -150,8 +153,8 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
                 plan,
                 schedule(plan, predictor, todo, plan.dominance(writer.recorded), crew),
                 engine,
+                manifest,
                 out,
-                options.memory_limit_bytes,
             )
             done = len(plan.cases) - len(todo)
             bar = BarProgress if console.is_terminal else PlainProgress
@@ -208,8 +211,10 @@ def _checked_host_memory(engine: Engine, memory_limit_bytes: int | None) -> int 
     return available_bytes
 
 
-def _default_out(device_type: str) -> Path:
-    return Path("results") / f"{device_type}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+def _default_out(device_type: str, part: Part | None) -> Path:
+    # The tasks of an array job start at the same time.
+    which = "" if part is None else f"-shard-{part.index}-of-{part.count}"
+    return Path("results") / f"{device_type}-{datetime.datetime.now():%Y%m%d-%H%M%S}{which}"
 
 
 def _earlier_run(request: SweepRequest, options: SweepOptions) -> Manifest | None:
@@ -233,15 +238,27 @@ def _earlier_run(request: SweepRequest, options: SweepOptions) -> Manifest | Non
         memory_limit_bytes=options.memory_limit_bytes,
     )
     refuse_differences(request.out, earlier.settings.differences(asked))
+    refuse_another_part(request.out, earlier, options.part)
     return earlier
 
 
-def _manifest(request: SweepRequest, settings: Settings, cases: Sequence[Case], earlier: Manifest | None) -> Manifest:
-    """Return a new manifest, or that of the run to be resumed with the new cases added to its plan."""
+def _manifest(
+    request: SweepRequest, settings: Settings, cases: Sequence[Case], earlier: Manifest | None, shard: Shard | None
+) -> Manifest:
+    """Return a new manifest, or that of the run to be resumed with the new cases added to its plan.
+
+    Raises:
+        SpecError: the run to be resumed has other settings, or is a shard of other cells.
+    """
     ids = tuple(case.id for case in cases)
     if earlier is None:
         return Manifest(
-            created_utc=utc_now(), command=("infsa-bench", *request.words), settings=settings, plan=ids, environments={}
+            created_utc=utc_now(),
+            command=("infsa-bench", *request.words),
+            settings=settings,
+            plan=ids,
+            environments={},
+            shard=shard,
         )
     assert request.out is not None
     refuse_differences(request.out, earlier.settings.differences(settings))
@@ -251,6 +268,7 @@ def _manifest(request: SweepRequest, settings: Settings, cases: Sequence[Case], 
         earlier,
         settings=replace(earlier.settings, protocol=protocol),
         plan=tuple(dict.fromkeys([*earlier.plan, *ids])),
+        shard=resumed_shard(request.out, earlier.shard, shard),
     )
 
 
@@ -262,7 +280,7 @@ def _open(out: Path, manifest: Manifest) -> RunWriter:
 
 
 def _announce(
-    console: Console, plan: Plan, steps: Sequence[Step], engine: Engine, out: Path, memory_limit_bytes: int | None
+    console: Console, plan: Plan, steps: Sequence[Step], engine: Engine, manifest: Manifest, out: Path
 ) -> None:
     """Say what is planned, how long it should take and what is measured, before anything is."""
     recorded = len(plan.cases) - len(steps)
@@ -275,14 +293,17 @@ def _announce(
     if plan.deadline is not None:
         line += f"; {format_duration(max(0.0, plan.deadline - time.monotonic()))} of the time budget left for them"
     console.print(line, highlight=False, soft_wrap=True)
+    if manifest.shard is not None:
+        console.print(describe_shard(manifest.shard), highlight=False, soft_wrap=True)
     replicates = plan.protocol.replicates
     line = f"replicates: {replicates}{', each a pass over all cells in a fresh process' if replicates > 1 else ''}"
     line += f"; energy: {_describe_energy(plan.energy, engine.hello)}"
     console.print(line, highlight=False, markup=False, soft_wrap=True)
     if engine.places > 1 or engine.hello.environment.node is not None:
         console.print(f"places: {engine.describe_places()}", highlight=False, markup=False, soft_wrap=True)
-    if memory_limit_bytes is not None:
-        console.print(describe_memory_limit(memory_limit_bytes), highlight=False, soft_wrap=True)
+    if manifest.settings.memory_limit_bytes is not None:
+        line = describe_memory_limit(manifest.settings.memory_limit_bytes)
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"records go to {out}", highlight=False, markup=False, soft_wrap=True)
 
 

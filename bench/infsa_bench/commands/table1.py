@@ -84,7 +84,7 @@ def print_table(request: Table1Request, console: Console) -> int:
         raise SpecError(
             "the paper's cells were measured by its authors: name a folder for --measure, e.g. results/mine"
         )
-    out = Path(request.run) if request.run else _default_out()
+    out = Path(request.run) if request.run else _default_out(request.sweep.shard)
     words = request.sweep.words if request.run else (*request.sweep.words, str(out))
     sweep_request = replace(request.sweep, out=out, words=words)
     # What is printed besides the table must not get into a file that it is written to.
@@ -211,5 +211,6 @@ def _write(text: str, console: Console) -> None:
     console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
 
 
-def _default_out() -> Path:
-    return Path("results") / f"table1-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+def _default_out(shard: str | None) -> Path:
+    which = "" if shard is None else f"-shard-{shard.replace('/', '-of-')}"
+    return Path("results") / f"table1-{datetime.datetime.now():%Y%m%d-%H%M%S}{which}"

@@ -20,6 +20,7 @@ from infsa_bench.protocol import (
 from infsa_bench.quoting import one_line
 from infsa_bench.report.peaks import describe_peaks
 from infsa_bench.report.units import format_bytes, format_duration, significant
+from infsa_bench.shard import Shard
 from infsa_bench.spec import Case
 from infsa_bench.store import Settings, StoredRun
 
@@ -47,6 +48,8 @@ def describe_run(run: StoredRun, rows: Sequence[SummaryRow]) -> list[str]:
     lines += _peaks(run)
     lines.append(f"{describe_protocol(settings.protocol)}; seed {settings.seed}")
     planned = len({case_id.rpartition("/")[0] for case_id in run.manifest.plan})
+    if run.manifest.shard is not None:
+        lines.append(describe_shard(run.manifest.shard))
     endings = ", ".join(f"{count} {status}" for status, count in Counter(row.status for row in rows).most_common())
     lines.append(f"{planned} cells planned, {len(rows)} recorded: {endings}")
     lines += [
@@ -102,12 +105,13 @@ def _place(environment: Environment) -> str:
 
 
 def _peaks(run: StoredRun) -> list[str]:
-    """What the device can do, if that was measured."""
-    if run.peaks is None:
-        return []
-    environments = run.manifest.environments.values()
-    spec = next((data_sheet(found) for found in environments if run.peaks.are_of(found)), None)
-    return [describe_peaks(run.peaks, spec)]
+    """What each device can do, if that was measured."""
+    lines = []
+    for peaks in run.all_peaks:
+        environments = run.manifest.environments.values()
+        spec = next((data_sheet(found) for found in environments if peaks.are_of(found)), None)
+        lines.append(describe_peaks(peaks, spec))
+    return lines
 
 
 def describe_memory_limit(limit_bytes: int) -> str:
@@ -116,6 +120,12 @@ def describe_memory_limit(limit_bytes: int) -> str:
         f"Memory: {format_bytes(limit_bytes)} emulated, by a limit on the worker's allocations; libraries may still "
         "choose what they do for the device that is there"
     )
+
+
+def describe_shard(shard: Shard) -> str:
+    """Return one line: which part of how large a plan a run is."""
+    cells = len({case_id.rpartition("/")[0] for case_id in shard.whole})
+    return f"Shard {shard.part} of a plan of {cells} cells; infsa-bench merge joins the shards"
 
 
 def describe_protocol(protocol: Protocol) -> str:

@@ -15,6 +15,7 @@ from infsa_bench.analyze.roofline import data_sheet
 from infsa_bench.analyze.run import Run
 from infsa_bench.analyze.summary import SummaryRow
 from infsa_bench.machine import like
+from infsa_bench.peaks import measured_device, peaks_of
 from infsa_bench.report.figures.selection import (
     Series,
     blocks_with,
@@ -120,8 +121,8 @@ def roofline_panels(run: Run) -> list[Panel]:
     for title, block in blocks_with(run.rows, _is_counted):
         devices = like(run.manifest.environments, block[0].environment)
         precision = block[0].case.precision
-        peaks = run.peaks
-        environment = next((found for found in devices if peaks is not None and peaks.are_of(found)), None)
+        environment = measured_device(devices, run.all_peaks) if devices else None
+        peaks = None if environment is None else peaks_of(environment, run.all_peaks)
         if environment is None or peaks is None:
             continue
         flops_per_second = peaks.flops_of(precision)

@@ -1,0 +1,47 @@
+"""Scheduling and storing take as long for each of many cells as for each of few, and hold little of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import simulated_run
+
+IN_MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """In memory where there is such a place: how long a disk takes to sync says nothing of the schedule."""
+    if not os.access(IN_MEMORY, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as name:
+        yield Path(name)
+
+
+def grown(folder: Path, cells: int, *options: str) -> dict[str, Any]:
+    """The figures of a run in a process of its own, whose memory is its own as well."""
+    command = [sys.executable, simulated_run.__file__, str(cells), str(folder), *options]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    figures: dict[str, Any] = json.loads(done.stdout)
+    print(figures)
+    return figures
+
+
+@pytest.mark.parametrize("options", [(), ("--budget",)], ids=["no budget", "budget"])
+@pytest.mark.parametrize("cells", [10_000, pytest.param(100_000, marks=pytest.mark.soak)])
+def test_a_cell_takes_as_long_whether_there_are_few_or_many(folder: Path, cells: int, options: tuple[str, ...]) -> None:
+    figures = grown(folder, cells, *options)
+    assert figures["seconds_per_cell"] < 1.2 * figures["small_seconds_per_cell"]
+    assert figures["peak_bytes"] < 2**30
+    assert figures["left"] == 0
+    # A record is read again in less than it took to plan, make and write it.
+    assert figures["resume_seconds"] < 0.5 * figures["seconds_per_cell"] * cells
