@@ -282,6 +282,11 @@ class Agenda:
         """Take note that a device has done with a case; one device alone need not tell."""
         self._busy_until.pop(case, None)
 
+    @property
+    def is_done(self) -> bool:
+        """Whether every case was handed out."""
+        return not self._left
+
     def remaining_seconds(self) -> float:
         """Return what is predicted for the case that was handed out last and all that are still to be handed out."""
         if not self._planned:

@@ -65,7 +65,7 @@ def run_plan(plan: Plan, engine: Engine, writer: RunWriter, predictor: Predictor
         while (next_try := _next_try(engine, agenda, again)) is not None:
             step, share = next_try.step, next_try.step.share
             seconds = share.seconds if share else 0.0
-            if next_try.attempts == ():
+            if not next_try.avoided:
                 behind_seconds = agenda.remaining_seconds() - seconds
                 progress.started(step.case, seconds, seconds + behind_seconds / agenda.devices)
             if share is None:
@@ -75,6 +75,8 @@ def run_plan(plan: Plan, engine: Engine, writer: RunWriter, predictor: Predictor
             engine.start(_task(plan, next_try, share))
             under_way[step.case] = next_try
         if not under_way:
+            if again or not agenda.is_done:
+                raise SweepStoppedError("every device is lost")
             break
         ended = engine.wait()
         ended_try = under_way.pop(ended.task.case)

@@ -214,7 +214,7 @@ def main() -> None:
     send(
         Hello(
             environment=dataclasses.replace(ENVIRONMENT, device=device, device_name=model_of(device, traits)),
-            gpus=tuple(f"cuda:{index}" for index in range(gpus_of(traits))),
+            gpus=tuple(f"cuda:{index}" for index in range(gpus_of(traits, device))),
             matmul_flops_per_second={"fp32": 1e12},
             available_bytes=2**40,
             energy_source="rapl" if has_meter else None,
@@ -262,9 +262,10 @@ def main() -> None:
                 raise AssertionError(other)
 
 
-def gpus_of(traits: list[str]) -> int:
-    """Return how many GPUs the machine has."""
-    return next((int(trait.removeprefix("gpus=")) for trait in traits if trait.startswith("gpus=")), 0)
+def gpus_of(traits: list[str], device: str) -> int:
+    """Return how many GPUs the machine has: one that is asked for by name is there."""
+    counts = [int(trait.removeprefix("gpus=")) for trait in traits if trait.startswith("gpus=")]
+    return counts[0] if counts else int(device.startswith("cuda"))
 
 
 def is_lost(device: str, traits: list[str]) -> bool:

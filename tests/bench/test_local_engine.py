@@ -15,8 +15,9 @@ import pytest
 import sample_records
 from fake_worker import CALIBRATION, CALIBRATION_LATER
 from test_launcher import fake_command_of, make_case, wait_until_gone
-from test_sweep import fake_launcher, make_plan, run_with_fake_worker
+from test_sweep import Listener, fake_launcher, make_plan, run_with_fake_worker
 
+from infsa_bench.analyze.predict import Predictor
 from infsa_bench.codec import decode
 from infsa_bench.energy_plan import ENERGY_PRESETS
 from infsa_bench.errors import SpecError, SweepStoppedError
@@ -28,7 +29,8 @@ from infsa_bench.execute.messages import RunCommand
 from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import Failure, Measurement, Record
 from infsa_bench.spec import Case
-from infsa_bench.store import RECORDS, load, load_manifest
+from infsa_bench.store import RECORDS, RunWriter, load, load_manifest
+from infsa_bench.sweep import run_plan
 
 TWO = ("cuda:0", "cuda:1")
 PATIENCE = Patience(timeout_seconds=30.0, silence_seconds=30.0)
@@ -307,3 +309,22 @@ def test_locks_are_given_back() -> None:
     for environment in environments:
         with DeviceLock(environment, allow_shared=False) as lock:
             assert not lock.is_shared()
+
+
+def test_devices_that_are_lost_while_nothing_runs_stop_the_sweep(tmp_path: Path) -> None:
+    """As nodes of a cluster can be: nobody is waited for, and what is left must not be taken for done."""
+
+    class Vanishing(LocalEngine):
+        @property
+        def places(self) -> int:
+            return 0
+
+        def has_room(self, avoided: frozenset[str] = frozenset()) -> bool:
+            return False
+
+    manifest = sample_records.make_manifest()
+    with Vanishing(["cpu"], fake_launcher()) as engine, RunWriter(tmp_path / "run", manifest) as writer:
+        with pytest.raises(SweepStoppedError, match="every device is lost"):
+            run_plan(make_plan([make_case()]), engine, writer, Predictor({"fp32": 1e12}), Listener())
+        # With nothing left to do it is none the worse.
+        run_plan(make_plan([]), engine, writer, Predictor({"fp32": 1e12}), Listener())

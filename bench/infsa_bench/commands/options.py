@@ -134,8 +134,10 @@ def _devices_of_engine(request: SweepRequest) -> tuple[str, ...]:
     if request.engine == "ray":
         if request.device not in RAY_DEVICES:
             raise SpecError(
-                f"--device {request.device}: with --engine ray write auto, cuda or cpu; Ray decides which of them"
+                f"--device {request.device}: with --engine ray write auto, cpu or cuda; Ray decides which of them"
             )
+        if request.accelerator == "":
+            raise SpecError("--accelerator is empty; write the name of an accelerator type, e.g. A100")
         if request.accelerator is not None and request.per_accelerator:
             raise SpecError("--accelerator and --per-accelerator: one or all of them, not both")
         return (request.device,)

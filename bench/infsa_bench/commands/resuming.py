@@ -14,6 +14,8 @@ from infsa_bench.errors import SpecError
 from infsa_bench.machine import Environment
 from infsa_bench.store import Manifest, is_run, load_manifest, reports_path
 
+INTERRUPTED = 130
+
 
 def earlier_manifest(out: Path | None, resume: bool) -> Manifest | None:
     """Return the manifest of the run in ``out`` that is to be resumed, None for a new one.

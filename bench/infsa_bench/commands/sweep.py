@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from infsa_bench.analyze.comparability import differing_hardware
 from infsa_bench.analyze.predict import TIMED_PASSES, Predictor
+from infsa_bench.commands.fleet import run_on_each, words_for_sweep
+from infsa_bench.commands.opening import checked_host_memory, opened_engine
 from infsa_bench.commands.options import (
     CLOSING_SECONDS,
-    RAY_ADDRESS,
     SweepOptions,
     SweepRequest,
     check_options,
@@ -24,29 +23,31 @@ from infsa_bench.commands.options import (
 )
 from infsa_bench.commands.peaks import measure_before_sweep
 from infsa_bench.commands.progress import BarProgress, PlainProgress
-from infsa_bench.commands.report import report_run
-from infsa_bench.commands.resuming import earlier_manifest, refuse_differences, refuse_other_hardware, say_how_to_go_on
+from infsa_bench.commands.report import report_run, report_runs
+from infsa_bench.commands.resuming import (
+    INTERRUPTED,
+    earlier_manifest,
+    refuse_differences,
+    refuse_other_hardware,
+    say_how_to_go_on,
+)
 from infsa_bench.commands.sharding import cases_of_part, refuse_another_part, resumed_shard, shard_of
 from infsa_bench.energy_plan import EnergyPreset, energy_preset
 from infsa_bench.errors import SpecError, SweepStoppedError
 from infsa_bench.execute.engines import Engine
 from infsa_bench.execute.launcher import Launcher
-from infsa_bench.execute.local_engine import LocalEngine
 from infsa_bench.execute.messages import Hello
-from infsa_bench.execute.ray_engine import Cluster, RayEngine
-from infsa_bench.machine import Environment
 from infsa_bench.report.describe import describe_memory_limit, describe_shard
 from infsa_bench.report.units import format_bytes, format_duration
-from infsa_bench.schedule import MEMORY_SHARE, Crew, Plan, Step, schedule, scheduled_seconds
+from infsa_bench.schedule import Crew, Plan, Step, schedule, scheduled_seconds
 from infsa_bench.shard import Part, Shard
 from infsa_bench.spec import Case
-from infsa_bench.store import Manifest, RunWriter, Settings
+from infsa_bench.store import Manifest, RunWriter, Settings, reports_path
 from infsa_bench.sweep import run_plan, utc_now
 
 CasesOf = Callable[[SweepRequest, str, int], tuple[Case, ...]]
 """Returns the cases of a request on a type of device, with so many replicates."""
 
-INTERRUPTED = 130
 CALIBRATION_SECONDS = 15.0
 """Share of the time budget kept back, where energy is measured, for looking at the idle device and its counter once
 more.
@@ -59,6 +60,8 @@ def sweep(request: SweepRequest, console: Console) -> int:
     Raises:
         SpecError, SchemaError, RunLockedError, SweepStoppedError: as :func:`measure`.
     """
+    if request.per_accelerator:
+        return _sweep_fleet(request, console)
     out = measure(request, console)
     if request.dry_run:
         return 0
@@ -71,6 +74,18 @@ def sweep(request: SweepRequest, console: Console) -> int:
             raise SweepStoppedError(f"all cells are recorded in {out}, but {error}") from error
     console.print(f"records: {out}", highlight=False, markup=False, soft_wrap=True)
     return 0
+
+
+def _sweep_fleet(request: SweepRequest, console: Console) -> int:
+    """Sweep on every accelerator type, and set the reports side by side."""
+    out = request.out or _default_out("fleet", None)
+    words = request.words if request.out else (*request.words, "--out", str(out))
+    code, folders = run_on_each(request, out, words_for_sweep(words), console)
+    if code == INTERRUPTED:
+        say_how_to_go_on(console, request.program, words, out, out)
+    elif code == 0 and request.report and not request.dry_run and len(folders) > 1:
+        report_runs(folders, reports_path(out), console)
+    return code
 
 
 def cases_of_axes(request: SweepRequest, device_type: str, replicates: int) -> tuple[Case, ...]:
@@ -89,13 +104,13 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
         SweepStoppedError: the device or the disk gave up.
     """
     started = time.monotonic()
+    if request.per_accelerator:
+        raise SpecError("--per-accelerator makes several runs; here one is asked for: name its --accelerator")
     options = check_options(request)
     protocol, energy = options.protocol, options.energy
     earlier = _earlier_run(request, options)
-    with _opened(request, options) as engine:
+    with opened_engine(request, options, Launcher) as engine:
         hello = engine.hello
-        for other in engine.hellos:
-            _refuse_unlike(hello.environment, other.environment)
         device_type = hello.environment.device_type
         whole = cases_of(request, device_type, protocol.replicates)
         preset = energy_preset(energy, protocol)
@@ -120,7 +135,7 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
             cases=cases,
             protocol=protocol,
             deadline=None if budget_seconds is None else started + budget_seconds - closing_seconds,
-            host_memory_bytes=_checked_host_memory(engine, options.memory_limit_bytes),
+            host_memory_bytes=checked_host_memory(engine, options.memory_limit_bytes),
             device_memory_bytes=options.memory_limit_bytes or hello.environment.device_memory_bytes,
             # Also where it cannot be watched: every record then says why.
             energy=preset,
@@ -167,48 +182,6 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
                 say_how_to_go_on(console, request.program, request.words, request.out, out)
                 return None
     return out
-
-
-@contextlib.contextmanager
-def _opened(request: SweepRequest, options: SweepOptions) -> Iterator[Engine]:
-    """Lend the engine that is asked for."""
-    if request.engine == "local":
-        with LocalEngine(options.devices, Launcher, allow_shared=request.allow_shared) as local:
-            yield local
-        return
-    (device,) = options.devices
-    with (
-        Cluster(request.ray_address or RAY_ADDRESS) as cluster,
-        RayEngine(cluster, device, request.accelerator, allow_shared=request.allow_shared) as remote,
-    ):
-        yield remote
-
-
-def _refuse_unlike(one: Environment, other: Environment) -> None:
-    """Refuse places that are different hardware.
-
-    Raises:
-        SpecError: they are.
-    """
-    differing = differing_hardware(one, other)
-    if differing:
-        raise SpecError(
-            f"{one.node} and {other.node} are different hardware ({', '.join(differing)}), which is never mixed in one "
-            "run: choose with --accelerator, or give the cluster names that tell them apart"
-        )
-
-
-def _checked_host_memory(engine: Engine, memory_limit_bytes: int | None) -> int | None:
-    """Return the memory that cases on a CPU are checked against before they run, None for no check.
-
-    Under a limit that lies below what the check allows, running out harms nobody and is what one wants to see.
-    """
-    available_bytes = engine.available_bytes
-    if engine.hello.environment.device_type != "cpu" or available_bytes is None:
-        return None
-    if memory_limit_bytes is not None and memory_limit_bytes <= MEMORY_SHARE * available_bytes:
-        return None
-    return available_bytes
 
 
 def _default_out(device_type: str, part: Part | None) -> Path:

@@ -113,12 +113,9 @@ class RayEngine:
         self._memory_limit_bytes: int | None = None
         self._running: dict[Any, tuple[Task, _RayPlace]] = {}
         self._places: list[_RayPlace] = []
-        nodes = cluster.nodes()
-        if device == "auto":
-            device = "cuda" if any(node.gpus for node in nodes) else "cpu"
+        device, nodes = _nodes_with(cluster, device)
         self._device = device
         nodes = [node for node in nodes if accelerator is None or accelerator in node.accelerators]
-        nodes = [node for node in nodes if node.slots(device)]
         if not nodes:
             what = "a GPU" if device == "cuda" else "a core"
             what += "" if accelerator is None else f" of accelerator type {accelerator}"
@@ -324,6 +321,20 @@ class _RayPlace:
         if self.actor is None:
             self.actor = self._start()
         return self.actor.run.remote(order)
+
+
+def accelerator_types(cluster: Cluster, device: str) -> list[str]:
+    """Return the accelerator types of the nodes that have the device: ``auto``, ``cuda`` or ``cpu``."""
+    _, nodes = _nodes_with(cluster, device)
+    return sorted({name for node in nodes for name in node.accelerators})
+
+
+def _nodes_with(cluster: Cluster, device: str) -> tuple[str, list[Node]]:
+    """Return the type of device that is meant, and the nodes that lend one."""
+    nodes = cluster.nodes()
+    if device == "auto":
+        device = "cuda" if any(node.gpus for node in nodes) else "cpu"
+    return device, [node for node in nodes if node.slots(device)]
 
 
 def _described(node: Node, device: str, accelerator: str | None, allow_shared: bool) -> Place:
