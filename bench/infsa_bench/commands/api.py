@@ -25,9 +25,10 @@ def run_sweep(*, out: str | Path | None = None, is_quiet: bool = False, **option
         is_quiet: whether to print nothing; otherwise progress goes to the standard error.
         options: those of the command line, by name: ``res="224..1024"``, ``mechanisms="softmax,infsa-linear"``,
             ``impl``, ``config``, ``phase``, ``dtype``, ``batch_size``, ``device``, ``engine``, ``ray_address``,
-            ``accelerator``, ``execution``, ``option`` (a list of ``NAME=VALUE``), ``protocol``, ``warmup``, ``iterations``, ``replicates``, ``energy``, ``time_budget``,
-            ``seed``, ``resume``, ``retry``, ``cell_timeout``, ``memory_limit``, ``prune``, ``peaks``,
-            ``allow_shared``, ``shard``. Where several values are possible a list will do: ``res=[224, 512]``.
+            ``accelerator``, ``execution``, ``option`` (a list of ``NAME=VALUE``), ``protocol``, ``warmup``,
+            ``iterations``, ``replicates``, ``energy``, ``time_budget``, ``seed``, ``resume``, ``retry``,
+            ``cell_timeout``, ``memory_limit``, ``prune``, ``peaks``, ``allow_shared``, ``shard``. Where several values
+            are possible a list will do: ``res=[224, 512]``.
 
     Raises:
         TypeError: an option that does not exist.

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,9 @@ INSTALL = "pip install 'infsa-bench[ray]'"
 ACCELERATOR_PREFIX = "accelerator_type:"
 OPEN_SECONDS = 240.0
 """How long devices have to become ready; those that others keep busy for longer are left out."""
+
+KNOCK_SECONDS = 10.0
+"""How long an address has to answer at all."""
 
 CLOSE_SECONDS = 10.0
 """How long workers have to end by themselves, before they are killed."""
@@ -62,8 +67,9 @@ class Cluster:
         """
         self.ray = _import_ray()
         try:
+            _knock(address)
             self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise SpecError(
                 f"no Ray cluster at {address!r}: {reason}; start one with ray start --head, or name another "
@@ -359,6 +365,17 @@ def _starting(ray: Any, *, num_gpus: int, num_cpus: int) -> Callable[[Node, str]
         return actor.options(scheduling_strategy=strategy).remote(place)
 
     return start
+
+
+def _knock(address: str) -> None:
+    """See whether anybody listens at an address, of which Ray itself would take minutes to despair.
+
+    Raises:
+        OSError: nobody does.
+    """
+    found = re.fullmatch(r"(?:ray://)?\[?([^/\]]+?)\]?:([0-9]{1,5})", address)
+    if found:
+        socket.create_connection((found[1], int(found[2])), KNOCK_SECONDS).close()
 
 
 def _import_ray() -> Any:
