@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -155,3 +156,39 @@ def test_the_table_of_real_gates_says_what_they_decided() -> None:
             effect,
         ]
         assert [cell.strip() for cell in cells.split("|")][1:] == expected
+
+
+SHIM = """#!/bin/sh
+# The command of the README with cells that take a moment; the last of an option counts.
+command="$1"
+shift
+case "$command" in
+    sweep)
+        set -- "$@" --mechanisms softmax,soft,agent --res 32 --impl fast --device cpu
+        set -- "$@" --warmup 1 --iterations 2 --no-peaks ;;
+esac
+exec {python} -m infsa_bench "$command" "$@"
+"""
+
+
+def test_the_array_job_of_the_readme_runs_as_a_loop(tmp_path: Path) -> None:
+    """Each task as Slurm would start it, with real workers; one of them twice, as after it was stopped."""
+    script, afterwards = code_blocks("sh")
+    (tasks,) = re.findall(r"^#SBATCH --array=0-(\d+)$", script, re.MULTILINE)
+    assert f"\nSHARDS={int(tasks) + 1}\n" in script
+    # As many tasks as a test has time for.
+    script = script.replace(f"SHARDS={int(tasks) + 1}", "SHARDS=2")
+    shim = tmp_path / "bin" / "infsa-bench"
+    shim.parent.mkdir()
+    shim.write_text(SHIM.format(python=shlex.quote(sys.executable)))
+    shim.chmod(0o755)
+    (tmp_path / "job.sh").write_text(script)
+    path = f"{shim.parent}{os.pathsep}{os.environ['PATH']}"
+    for index in ("0", "1", "1"):
+        environment = {**os.environ, "PATH": path, "SLURM_ARRAY_TASK_ID": index}
+        subprocess.run(["sh", "job.sh"], check=True, cwd=tmp_path, env=environment)
+    done = subprocess.run(
+        ["sh", "-e", "-c", afterwards], check=True, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True
+    )
+    assert b"2 runs merged: 3 of 3 cases are recorded\n" in done.stdout
+    assert (tmp_path / "reports" / "fleet" / "index.html").is_file()

@@ -59,6 +59,8 @@ def merge_runs(paths: Sequence[Path], out: Path, command: tuple[str, ...]) -> Me
         OSError: ``out`` cannot be written.
     """
     _refuse_folders(paths, out)
+    # What is not there yet has no parent to go up to, as in new/../out.
+    out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".merging", dir=out.parent))
     try:
@@ -225,8 +227,11 @@ def _refuse_folders(paths: Sequence[Path], out: Path) -> None:
     for path in paths:
         if known.setdefault(path.resolve(), path) is not path:
             raise SpecError(f"{path} is given twice")
-    if out.is_symlink() or out.exists():
+    if out.is_symlink() or out.resolve().exists():
         raise SpecError(f"{out} exists already; choose another folder")
+    for folder, path in known.items():
+        if folder in out.resolve().parents:
+            raise SpecError(f"{out} lies in {path}, which is to be merged; choose another folder")
 
 
 def _whole_plan(manifest: Manifest) -> tuple[str, ...]:
