@@ -224,7 +224,7 @@ def test_an_interrupt_ends_the_workers_on_the_nodes_and_resuming_goes_on(machine
 
 
 def test_what_is_not_measured_works_there_too(machines: Machines, tmp_path: Path) -> None:
-    """A dry run, a limit of memory, a budget that has room for nothing, a module that is none, a type that is none."""
+    """A dry run, a limit of memory, a budget that has room for nothing, a module that is none."""
     machines.want(H100=1)
 
     def sweep(*words: str) -> tuple[int, str]:
@@ -245,12 +245,6 @@ def test_what_is_not_measured_works_there_too(machines: Machines, tmp_path: Path
     code, out = sweep("--mechanisms", "no_such_module:Attention", "--dry-run")
     assert code == 2
     assert "no_such_module:Attention is no mechanism: ModuleNotFoundError" in out
-    code, out = sweep("--accelerator", "H200")
-    assert code == 2
-    assert "no node of the Ray cluster has a core of accelerator type H200 to lend" in out
-    code, out = sweep("--device", "cuda")
-    assert code == 2
-    assert "no node of the Ray cluster has a GPU of accelerator type H100 to lend" in out
     code, out = sweep("--memory-limit", "1GiB", "--time-budget", "15.5s", "--out", "results/late", "--no-report")
     assert code == 0, out
     assert "emulated" in out
@@ -284,6 +278,10 @@ def test_a_lost_worker_process_is_lost_alone(machines: Machines, monkeypatch: py
 
     with ray_engine.Cluster(machines.address) as cluster:
         assert accelerator_types(cluster, "auto") == ["A100", "H100"]
+        with pytest.raises(SpecError, match="has a core of accelerator type H200 to lend"):
+            RayEngine(cluster, "cpu", "H200")
+        with pytest.raises(SpecError, match="has a GPU of accelerator type H100 to lend"):
+            RayEngine(cluster, "cuda", "H100")
         with RayEngine(cluster, "cpu", "H100") as engine:
             assert (engine.places, engine.devices, engine.is_shared()) == (1, "cpu", False)
             engine.start(task(protocol))
