@@ -53,7 +53,8 @@ def fake_launcher(device: str) -> Launcher:
     return Launcher(device, command)
 
 
-@pytest.mark.parametrize("line", [line for line in SWEEPS if "my_package" not in line])
+# Commands for a cluster are tried on one in bench/test_ray_engine.py.
+@pytest.mark.parametrize("line", [line for line in SWEEPS if "my_package" not in line and "--engine ray" not in line])
 def test_every_sweep_of_the_readme_plans(
     line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -92,7 +93,10 @@ def test_the_mechanism_from_outside_is_measured(tmp_path: Path) -> None:
     assert re.search(r"my\\_package\.attention:MeanAttention \| reference \| 32 .* ok( \([^|]*\))? \|", table)
 
 
-@pytest.mark.parametrize("line", [line for line in commands("infsa-bench") if not line.startswith("infsa-bench sweep")])
+OTHERS = [line for line in commands("infsa-bench") if line not in SWEEPS and "--engine ray" not in line]
+
+
+@pytest.mark.parametrize("line", OTHERS)
 def test_the_other_commands_of_the_readme_run(
     line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,25 @@ import typer
 from rich.console import Console
 
 from infsa_bench import __version__, cli_reference, cli_regressions, cli_shards
+from infsa_bench.cli_options import (
+    Accelerator,
+    Device,
+    Devices,
+    DryRun,
+    Dtype,
+    Energy,
+    Engine,
+    Execution,
+    Impl,
+    Options,
+    Out,
+    PerAccelerator,
+    ProtocolName,
+    RayAddress,
+    Replicates,
+    Seed,
+    Shard,
+)
 from infsa_bench.errors import InfsaBenchError, SweepStoppedError
 
 # Wrong options and arguments. Of its usage errors typer names only this subclass under one name in all versions.
@@ -27,32 +46,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Measure how attention mechanisms scale: latency, throughput and memory against image resolution.",
 )
-
-# Options that several commands have.
-Impl = Annotated[str | None, typer.Option(help="Implementations: reference, fast. GPU: fast, CPU: both.")]
-Dtype = Annotated[
-    str | None,
-    typer.Option(help="fp32, bf16, fp16, amp-bf16, amp-fp16. GPU: bf16, training amp-bf16; CPU: fp32."),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda:N.")]
-Execution = Annotated[str, typer.Option(help="eager, compile, cuda-graph.")]
-Options = Annotated[
-    list[str] | None,
-    typer.Option(help="[MECHANISM.]NAME=VALUE[,VALUE]: softmax.backend=flash,math; cls_prune=1. Repeatable."),
-]
-ProtocolName = Annotated[
-    str, typer.Option(help="quick, full (3 replicates), gate (5), paper (50 + 300 calls, amp-fp16).")
-]
-Replicates = Annotated[
-    int | None, typer.Option(help="Passes over all cells, each in a fresh process. Default: by protocol.")
-]
-Energy = Annotated[str, typer.Option(help="auto (by protocol), quick (3 trials of 2 s a cell), full (5 of 5 s), none.")]
-Seed = Annotated[int, typer.Option(help="Of weights and inputs.")]
-Out = Annotated[Path | None, typer.Option(help="Folder of the run: results/mine, reported in reports/mine.")]
-Shard = Annotated[
-    str | None, typer.Option(help="Only part i of n, e.g. 0/4: about equal in work, for infsa-bench merge.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its predictions; write nothing.")]
 
 
 def _program() -> tuple[str, ...]:
@@ -92,7 +85,11 @@ def _sweep(
     phase: Annotated[str, typer.Option(help="infer, train.")] = "infer",
     dtype: Dtype = None,
     batch_size: Annotated[str, typer.Option(help="Images per batch; never changed silently.")] = "1",
-    device: Device = "auto",
+    device: Devices = "auto",
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
+    accelerator: Accelerator = None,
+    per_accelerator: PerAccelerator = False,
     execution: Execution = "eager",
     option: Options = None,
     protocol: ProtocolName = "quick",
@@ -146,6 +143,10 @@ def _sweep(
         dtype=dtype,
         batch_size=batch_size,
         device=device,
+        engine=engine,
+        ray_address=ray_address,
+        accelerator=accelerator,
+        per_accelerator=per_accelerator,
         execution=execution,
         option=tuple(option or ()),
         protocol=protocol,
@@ -255,7 +256,11 @@ def _table1(
     phase: Annotated[str, typer.Option(help="infer, train.")] = "infer,train",
     dtype: Dtype = None,
     execution: Execution = "eager",
-    device: Device = "auto",
+    device: Devices = "auto",
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
+    accelerator: Accelerator = None,
+    per_accelerator: PerAccelerator = False,
     protocol: ProtocolName = "quick",
     replicates: Replicates = None,
     energy: Energy = "auto",
@@ -277,6 +282,10 @@ def _table1(
         dtype=dtype,
         execution=execution,
         device=device,
+        engine=engine,
+        ray_address=ray_address,
+        accelerator=accelerator,
+        per_accelerator=per_accelerator,
         protocol=protocol,
         replicates=replicates,
         energy=energy,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
-from infsa_bench.codec import encode
+from infsa_bench.codec import OMITTED_IF_NONE, encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,8 @@ class GpuFacts:
 class Environment:
     """Where a worker ran. ``device`` is ``cpu`` or ``cuda:N``; sizes in bytes; None means unknown or not there.
 
-    ``gpu`` is None on a CPU, and where NVML or the GPU in it cannot be found.
+    ``gpu`` is None on a CPU, and where NVML or the GPU in it cannot be found. Only on a cluster have ``node``, its name
+    for the machine, and ``accelerator``, its name for the model of the GPU, a value.
     """
 
     device: str
@@ -117,6 +120,8 @@ class Environment:
     infsa_bench_version: str
     git_commit: str | None
     git_dirty: bool | None
+    node: str | None = field(default=None, metadata=OMITTED_IF_NONE)
+    accelerator: str | None = field(default=None, metadata=OMITTED_IF_NONE)
 
     @property
     def device_type(self) -> str:
@@ -127,3 +132,41 @@ class Environment:
     def key(self) -> str:
         """Short digest; records refer to their environment by it."""
         return hashlib.sha256(encode(self).encode()).hexdigest()[:12]
+
+    @property
+    def kind(self) -> Environment:
+        """What environments have in common that are alike: everything but which of several like devices it was."""
+        gpu = None if self.gpu is None else replace(self.gpu, **_ANY_GPU)
+        return replace(self, device=self.device_type, device_uuid=None, gpu=gpu, node=None)
+
+
+_ANY_GPU: dict[str, Any] = {"nvml_index": 0, "uuid": "", "pci_bus_id": "", "vbios_version": None}
+"""In place of what tells a GPU from others of its model; their firmware is seldom the same."""
+
+
+def differing_facts(one: Environment, other: Environment) -> list[str]:
+    """Name the facts in which the kinds of two environments differ."""
+    mine, theirs = (found.kind for found in (one, other))
+    differing = _differing_fields(replace(mine, gpu=None), replace(theirs, gpu=None))
+    if mine.gpu is not None and theirs.gpu is not None:
+        return differing + _differing_fields(mine.gpu, theirs.gpu)
+    return differing + (["GPU"] if mine.gpu != theirs.gpu else [])
+
+
+def _differing_fields(mine: Environment | GpuFacts, theirs: Environment | GpuFacts) -> list[str]:
+    names = (found.name for found in fields(mine))
+    return [name.replace("_", " ") for name in names if getattr(mine, name) != getattr(theirs, name)]
+
+
+def like(environments: Mapping[str, Environment], key: str) -> list[Environment]:
+    """Return the environments of the kind of the one with that key, itself first; none if there is no such key."""
+    if key not in environments:
+        return []
+    found = environments[key]
+    return [found, *(other for name, other in environments.items() if name != key and other.kind == found.kind)]
+
+
+def alike(environments: Mapping[str, Environment]) -> dict[str, str]:
+    """Return, for the key of each environment, that of the first one of its kind."""
+    first: dict[Environment, str] = {}
+    return {key: first.setdefault(found.kind, key) for key, found in environments.items()}

@@ -113,6 +113,11 @@ def peaks_of(environment: Environment, measured: Iterable[MeasuredPeaks]) -> Mea
     return next((peaks for peaks in measured if peaks.are_of(environment)), None)
 
 
+def measured_device(devices: Sequence[Environment], measured: Sequence[MeasuredPeaks]) -> Environment:
+    """Return the first of like devices whose peaks were measured; where there is none, the first."""
+    return next((device for device in devices if peaks_of(device, measured) is not None), devices[0])
+
+
 def load_peaks(path: Path) -> MeasuredPeaks | None:
     """Return the peaks of the run in ``path``, None where none were measured.
 

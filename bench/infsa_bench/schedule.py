@@ -40,9 +40,10 @@ class Plan:
 
     ``deadline`` is on the monotonic clock, None for no limit; ``host_memory_bytes`` is what cases on a CPU may
     share, None for no check; ``energy`` is how energy is watched where it can be, None for not at all.
-    ``case_timeout_seconds`` is what each case has, None for what its prediction gives it; ``case_budget_seconds`` is
-    what its warm-up and timing should take at most, None for as long as they need. With ``is_pruned``, cases larger
-    than one that ran out of memory are skipped. Records of the kinds in ``retried`` are measured again.
+    ``device_memory_bytes`` is that of the device, None where nobody needs to know. ``case_timeout_seconds`` is what
+    each case has, None for what its prediction gives it; ``case_budget_seconds`` is what its warm-up and timing should
+    take at most, None for as long as they need. With ``is_pruned``, cases larger than one that ran out of memory are
+    skipped. Records of the kinds in ``retried`` are measured again.
     """
 
     cases: Sequence[Case]
@@ -50,6 +51,7 @@ class Plan:
     deadline: float | None
     host_memory_bytes: int | None
     energy: EnergyPreset | None = None
+    device_memory_bytes: int | None = None
     case_timeout_seconds: float | None = None
     case_budget_seconds: float | None = None
     is_pruned: bool = True
@@ -70,6 +72,24 @@ class Plan:
 
     def _is_retried(self, record: Record | None) -> bool:
         return record is not None and isinstance(record.outcome, Failure) and record.outcome.kind in self.retried
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crew:
+    """How many devices there are, and when those that are at work should have done with it, on the monotonic clock."""
+
+    devices: int = 1
+    busy_until: Sequence[float] = ()
+
+    def device_seconds(self, seconds: float) -> float:
+        """Return the time of all devices together in the next ``seconds``, without what they are at work on."""
+        now = time.monotonic()
+        busy_seconds = sum(min(max(0.0, until - now), max(0.0, seconds)) for until in self.busy_until)
+        return seconds * self.devices - busy_seconds
+
+
+ALONE = Crew()
+"""One device, which begins its next case when it has done with the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +116,18 @@ class Step:
     dominated_by: Record | None = None
 
 
-def schedule(plan: Plan, predictor: Predictor, cases: Sequence[Case], dominance: Dominance | None = None) -> list[Step]:
+def schedule(
+    plan: Plan,
+    predictor: Predictor,
+    cases: Sequence[Case],
+    dominance: Dominance | None = None,
+    crew: Crew = ALONE,
+) -> list[Step]:
     """Return the cases in the order in which they would run, and what each would get; ``dominance`` is what is known.
 
-    Without a time budget that is the plan's own order. With one, the cheapest of a resolution come first when time is
+    Without a time budget that is the plan's own order or, where ``crew`` has several devices, the longest of a pass
+    first, so that all of them end at about the same time; those that should not fit into the device come last, so that
+    the smallest of them spares the others. With a time budget, the cheapest of a resolution come first when time is
     shared out: otherwise one quadratic mechanism eats what would have measured all the others.
     """
     predictions = [(case, predictor.predict(case, plan.protocol)) for case in cases]
@@ -107,17 +135,27 @@ def schedule(plan: Plan, predictor: Predictor, cases: Sequence[Case], dominance:
     if plan.deadline is not None:
         left_seconds = plan.deadline - time.monotonic()
         predictions.sort(key=lambda pair: (pair[0].replicate, pair[0].resolution, pair[1].least_seconds))
+    elif crew.devices > 1:
+        predictions.sort(key=lambda pair: _longest_first(plan, *pair))
     dominating = [dominance.dominating(case) if dominance and plan.is_pruned else None for case, _ in predictions]
     tried = [prediction for (_, prediction), by in zip(predictions, dominating, strict=True) if by is None]
     shares = iter(
         _within_budget(plan, prediction, share)
-        for prediction, share in zip(tried, share_out(plan, tried, left_seconds), strict=True)
+        for prediction, share in zip(tried, share_out(plan, tried, left_seconds, crew), strict=True)
     )
     steps = [
         Step(case=case, prediction=prediction, share=next(shares) if by is None else None, dominated_by=by)
         for (case, prediction), by in zip(predictions, dominating, strict=True)
     ]
     return steps if plan.deadline is None else _rotated(steps)
+
+
+def _longest_first(plan: Plan, case: Case, prediction: Prediction) -> tuple[float, ...]:
+    """Return what cases are sorted by where several devices share them."""
+    most_bytes, bytes_ = plan.device_memory_bytes, prediction.peak_bytes
+    if most_bytes is not None and bytes_ is not None and bytes_ > most_bytes:
+        return (case.replicate, 1, case.resolution)
+    return (case.replicate, 0, -prediction.seconds)
 
 
 def _rotated(steps: Sequence[Step]) -> list[Step]:
@@ -130,18 +168,22 @@ def _rotated(steps: Sequence[Step]) -> list[Step]:
     return rotated
 
 
-def share_out(plan: Plan, predictions: Sequence[Prediction], left_seconds: float | None) -> list[Share | None]:
+def share_out(
+    plan: Plan, predictions: Sequence[Prediction], left_seconds: float | None, crew: Crew = ALONE
+) -> list[Share | None]:
     """Return what each case gets of the time left, in the order of their running; None for one that does not fit.
 
     Everyone who fits gets the least that makes a measurement, or :data:`FIRST_SHARE_SECONDS` while that lasts, and the
-    same share of what is then still left. Who needs less than that leaves it to those who follow.
+    same share of what is then still left. Who needs less than that leaves it to those who follow. Each of ``crew`` has
+    ``left_seconds``, and so no case has more.
     """
     if left_seconds is None:
         return [
             None if exceeds_memory(plan, prediction) else Share(seconds=prediction.seconds, limit_seconds=None)
             for prediction in predictions
         ]
-    reservations = _reserve(plan, predictions, left_seconds)
+    most_seconds, left_seconds = left_seconds, crew.device_seconds(left_seconds)
+    reservations = _reserve(plan, predictions, left_seconds, most_seconds)
     reserved_seconds = sum(reservation for reservation in reservations if reservation is not None)
     count = sum(reservation is not None for reservation in reservations)
     shares: list[Share | None] = []
@@ -149,7 +191,8 @@ def share_out(plan: Plan, predictions: Sequence[Prediction], left_seconds: float
         if reservation is None:
             shares.append(None)
             continue
-        share = _cut(prediction, reservation + max(0.0, left_seconds - reserved_seconds) / count)
+        extra_seconds = max(0.0, left_seconds - reserved_seconds) / count
+        share = _cut(prediction, min(most_seconds, reservation + extra_seconds))
         shares.append(share)
         left_seconds -= share.seconds
         reserved_seconds -= reservation
@@ -168,14 +211,16 @@ def _within_budget(plan: Plan, prediction: Prediction, share: Share | None) -> S
     return Share(seconds=min(share.seconds, seconds), limit_seconds=limit_seconds)
 
 
-def _reserve(plan: Plan, predictions: Sequence[Prediction], left_seconds: float) -> list[float | None]:
-    """Return the seconds that are set aside for each case, None for one that does not fit."""
+def _reserve(
+    plan: Plan, predictions: Sequence[Prediction], left_seconds: float, most_seconds: float
+) -> list[float | None]:
+    """Return the seconds that are set aside for each case, ``most_seconds`` at most; None for one that does not fit."""
     reservations: list[float | None] = []
     for prediction in predictions:
-        seconds = _wanted_seconds(prediction)
-        if seconds > left_seconds:
+        seconds, room_seconds = _wanted_seconds(prediction), min(left_seconds, most_seconds)
+        if seconds > room_seconds:
             seconds = prediction.least_seconds
-        if seconds > left_seconds or exceeds_memory(plan, prediction):
+        if seconds > room_seconds or exceeds_memory(plan, prediction):
             reservations.append(None)
             continue
         reservations.append(seconds)
@@ -194,9 +239,10 @@ def _cut(prediction: Prediction, most_seconds: float) -> Share:
     return Share(seconds=min(prediction.seconds, most_seconds), limit_seconds=most_seconds - prediction.fixed_seconds)
 
 
-def scheduled_seconds(steps: Iterable[Step]) -> float:
-    """Return how long the steps should take, those that will be skipped left out."""
-    return sum(step.share.seconds for step in steps if step.share)
+def scheduled_seconds(steps: Iterable[Step], devices: int = 1) -> float:
+    """Return how long the steps should take if devices share them, those that will be skipped left out."""
+    seconds = [step.share.seconds for step in steps if step.share]
+    return sum(seconds) if devices == 1 else max(sum(seconds) / devices, max(seconds, default=0.0))
 
 
 def exceeds_memory(plan: Plan, prediction: Prediction) -> bool:
@@ -212,10 +258,15 @@ class Agenda:
     What a case is predicted to need, whether a smaller one ran out of memory and how much time is left is always as
     known when the case is handed out. Order and reservations of those behind it are as they were last planned, see
     :data:`PLANS_A_CASE`.
+
+    Attributes:
+        devices: how many there are to hand cases to.
     """
 
     def __init__(self, plan: Plan, predictor: Predictor, todo: Sequence[Case], dominance: Dominance) -> None:
         """Hand out ``todo``; whoever runs the cases goes on teaching ``predictor`` and ``dominance``."""
+        self.devices = 1
+        self._busy_until: dict[Case, float] = {}
         self._plan = plan
         self._predictor = predictor
         self._dominance = dominance
@@ -239,7 +290,18 @@ class Agenda:
         self._next += 1
         del self._left[step.case]
         self._current_seconds = step.share.seconds if step.share else 0.0
+        if step.share is not None and self.devices > 1:
+            self._busy_until[step.case] = time.monotonic() + step.share.seconds
         return step
+
+    def ended(self, case: Case) -> None:
+        """Take note that a device has done with a case; one device alone need not tell."""
+        self._busy_until.pop(case, None)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every case was handed out."""
+        return not self._left
 
     def remaining_seconds(self) -> float:
         """Return what is predicted for the case that was handed out last and all that are still to be handed out."""
@@ -250,9 +312,12 @@ class Agenda:
     def _replan(self) -> None:
         # A dict keeps room for what was deleted from it, and going through it would take longer and longer.
         self._left = dict.fromkeys(list(self._left))
-        self._planned = schedule(self._plan, self._predictor, list(self._left), self._dominance)
+        self._planned = schedule(self._plan, self._predictor, list(self._left), self._dominance, self._crew())
         self._needs = _needs(self._planned)
         self._next = 0
+
+    def _crew(self) -> Crew:
+        return Crew(devices=self.devices, busy_until=tuple(self._busy_until.values()))
 
     def _renewed(self, step: Step, behind: _Need) -> Step:
         """Return a step as it looks by now, if those behind it get what was set aside for them."""
@@ -263,13 +328,16 @@ class Agenda:
         if dominated_by is None and plan.deadline is None:
             (share,) = share_out(plan, [prediction], None)
         elif dominated_by is None and plan.deadline is not None:
-            left_seconds = plan.deadline - time.monotonic()
+            most_seconds = plan.deadline - time.monotonic()
+            left_seconds = self._crew().device_seconds(most_seconds)
             unreserved_seconds = left_seconds - behind.reserved_seconds
             # One for which there was no room must not take another's.
-            (reservation,) = _reserve(plan, [prediction], left_seconds if step.share else unreserved_seconds)
+            room_seconds = left_seconds if step.share else unreserved_seconds
+            (reservation,) = _reserve(plan, [prediction], room_seconds, most_seconds)
             if reservation is not None:
                 extra_seconds = max(0.0, unreserved_seconds - reservation) / (1 + behind.tried)
-                share = _cut(prediction, reservation + extra_seconds)
+                share = _cut(prediction, min(most_seconds, reservation + extra_seconds))
+        share = _within_budget(plan, prediction, share)
         return Step(case=case, prediction=prediction, share=share, dominated_by=dominated_by)
 
 

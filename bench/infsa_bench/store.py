@@ -47,7 +47,8 @@ MAX_RECORDS_BYTES = 4 * 2**30
 class Settings:
     """What holds for every case of a run; a run with other settings needs another folder.
 
-    ``memory_limit_bytes`` is the memory of the smaller device that was emulated, None for none.
+    ``device`` is the name of the device, or of several, with commas between them. ``memory_limit_bytes`` is the memory
+    of the smaller device that was emulated, None for none.
     """
 
     device: str
@@ -57,13 +58,19 @@ class Settings:
     energy: EnergyChoice = "auto"
     memory_limit_bytes: int | None = None
 
+    @property
+    def first_device(self) -> str:
+        """The only device, or the first of several, which are alike."""
+        return self.device.partition(",")[0]
+
     def differences(self, other: Settings) -> list[str]:
         """Name what makes records under the two not comparable.
 
-        The time budget does not; nor does the number of replicates, more of which only add cases.
+        The time budget does not; nor does the number of replicates, more of which only add cases; nor which devices of
+        a type it was, and how many: records refer to theirs.
         """
         pairs = {
-            "device": (self.device, other.device),
+            "device": (self.first_device.partition(":")[0], other.first_device.partition(":")[0]),
             "protocol": (_each_replicate(self.protocol), _each_replicate(other.protocol)),
             "seed": (self.seed, other.seed),
             "energy": (self.energy, other.energy),

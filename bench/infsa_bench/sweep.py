@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Protocol as Interface
 
 from infsa_bench.analyze.predict import Predictor
 from infsa_bench.errors import SweepStoppedError
-from infsa_bench.execute.launcher import CaseRun, Launcher, Patience
-from infsa_bench.record import Failure, Measurement, Record, with_flag
+from infsa_bench.execute.engines import Ended, Engine, Task
+from infsa_bench.execute.launcher import CaseRun, Patience
+from infsa_bench.machine import Environment
+from infsa_bench.record import Attempt, Failure, Measurement, Record, with_flag
 from infsa_bench.report.units import format_bytes, format_duration
 from infsa_bench.schedule import MEMORY_SHARE, Agenda, Plan, Share, Step, exceeds_memory
 from infsa_bench.spec import Case
@@ -34,60 +37,127 @@ class Progress(Interface):
         """A record is on disk."""
 
 
-def run_plan(
-    plan: Plan,
-    launcher: Launcher,
-    writer: RunWriter,
-    predictor: Predictor,
-    progress: Progress,
-    is_shared: Callable[[], bool] = bool,
-) -> None:
+def run_plan(plan: Plan, engine: Engine, writer: RunWriter, predictor: Predictor, progress: Progress) -> None:
     """Run what the run has no record of yet, each replicate in a fresh worker.
 
-    ``is_shared`` tells whether another sweep runs on the same device just now.
+    A case whose device is lost meanwhile is tried once more on another one, where there is one; then it has failed.
 
     Raises:
-        SweepStoppedError: the device or the disk gave up; the records so far are intact.
+        SweepStoppedError: the last device or the disk gave up; the records so far are intact.
     """
     dominance = plan.dominance(writer.recorded)
     agenda = Agenda(plan, predictor, plan.todo(writer.recorded), dominance)
-    replicate: int | None = None
-    is_calibrated = False
-    while (step := agenda.next()) is not None:
-        if step.case.replicate != replicate:
-            launcher.renew()
-            replicate = step.case.replicate
-        progress.started(step.case, step.share.seconds if step.share else 0.0, agenda.remaining_seconds())
-        started_utc, started = utc_now(), time.monotonic()
-        was_shared = is_shared()
-        run = _launch(plan, launcher, step, step.share) if step.share else _skip(plan, step)
-        outcome = run.outcome
-        if isinstance(outcome, Measurement):
-            predictor.observe(step.case, outcome)
-        if step.share and (was_shared or is_shared()):
-            outcome = with_flag(outcome, "shared")
-        record = Record(
-            case=step.case,
-            environment=launcher.hello.environment.key,
-            started_utc=started_utc,
-            seconds=time.monotonic() - started,
-            attempts=run.attempts,
-            outcome=outcome,
-        )
+    under_way: dict[Case, _Try] = {}
+    again: list[_Try] = []
+    calibrated: set[str] = set()
+
+    def store(record: Record, run: CaseRun) -> None:
         dominance.observe(record)
         with writing_to(writer):
-            if run.calibration is not None and not is_calibrated:
+            if run.calibration is not None and record.environment not in calibrated:
                 writer.add_calibration(run.calibration)
-                is_calibrated = True
+                calibrated.add(record.environment)
             writer.append(record, run.trace)
         progress.finished(record)
-        if run.stopped is not None:
-            raise run.stopped
+
+    while True:
+        agenda.devices = max(1, engine.places)
+        while (next_try := _next_try(engine, agenda, again)) is not None:
+            step, share = next_try.step, next_try.step.share
+            seconds = share.seconds if share else 0.0
+            if not next_try.avoided:
+                behind_seconds = agenda.remaining_seconds() - seconds
+                progress.started(step.case, seconds, seconds + behind_seconds / agenda.devices)
+            if share is None:
+                skipped = _skip(plan, step)
+                store(next_try.record(engine.hello.environment, skipped, seconds=0.0), skipped)
+                continue
+            engine.start(_task(plan, next_try, share))
+            under_way[step.case] = next_try
+        if not under_way:
+            if again or not agenda.is_done:
+                raise SweepStoppedError("every device is lost")
+            break
+        ended = engine.wait()
+        ended_try = under_way.pop(ended.task.case)
+        agenda.ended(ended.task.case)
+        is_late = plan.deadline is not None and time.monotonic() >= plan.deadline
+        if ended.lost is not None and engine.places > 0 and not is_late and ended_try.is_to_be_repeated(ended):
+            again.append(ended_try.repeated(ended))
+            continue
+        run = ended.run
+        if run is None:
+            assert ended.lost is not None
+            if engine.places == 0 and not ended_try.avoided:
+                raise SweepStoppedError(ended.lost)
+            run = _lost(ended.lost)
+        if isinstance(run.outcome, Measurement):
+            predictor.observe(ended.task.case, run.outcome)
+        with writing_to(writer):
+            writer.add_environment(ended.environment)
+        store(ended_try.record(ended.environment, run, seconds=ended.seconds, is_shared=ended.is_shared), run)
+        if ended.lost is not None and engine.places == 0:
+            raise SweepStoppedError(ended.lost)
     # What idle power and counter have become in the meantime.
-    calibration = launcher.calibrate()
-    if calibration is not None:
+    for calibration in engine.calibrate():
         with writing_to(writer):
             writer.add_calibration(calibration)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Try:
+    """A case that was handed out, and how it fared at places that were lost.
+
+    ``seconds`` were spent there, ``avoided`` are their names.
+    """
+
+    step: Step
+    started_utc: str
+    seconds: float = 0.0
+    attempts: tuple[Attempt, ...] = ()
+    avoided: frozenset[str] = frozenset()
+
+    def is_to_be_repeated(self, ended: Ended) -> bool:
+        """Tell whether a case that was lost with its place should have another: once, if it was not measured."""
+        return not self.avoided and (ended.run is None or not isinstance(ended.run.outcome, Measurement))
+
+    def repeated(self, ended: Ended) -> _Try:
+        """Return the try that follows one that was lost."""
+        attempt = Attempt(stage="start", message=f"lost on {ended.place}: {ended.lost}")
+        earlier: tuple[Attempt, ...] = ()
+        if ended.run is not None and isinstance(ended.run.outcome, Failure):
+            outcome, earlier = ended.run.outcome, ended.run.attempts
+            message = f"{outcome.message}; then {ended.place} was lost: {ended.lost}"
+            attempt = Attempt(stage=outcome.stage, message=message)
+        return replace(
+            self,
+            seconds=self.seconds + ended.seconds,
+            attempts=(*self.attempts, *earlier, attempt),
+            avoided=self.avoided | {ended.place},
+        )
+
+    def record(self, environment: Environment, run: CaseRun, *, seconds: float, is_shared: bool = False) -> Record:
+        """Return the record of how the case ended."""
+        return Record(
+            case=self.step.case,
+            environment=environment.key,
+            started_utc=self.started_utc,
+            seconds=self.seconds + seconds,
+            attempts=(*self.attempts, *run.attempts),
+            outcome=with_flag(run.outcome, "shared") if is_shared else run.outcome,
+        )
+
+
+def _next_try(engine: Engine, agenda: Agenda, again: list[_Try]) -> _Try | None:
+    """Take off what a free place can do next; None where it has to wait, or nothing is left."""
+    for repeated in again:
+        if engine.has_room(repeated.avoided):
+            again.remove(repeated)
+            return repeated
+    if not engine.has_room():
+        return None
+    step = agenda.next()
+    return None if step is None else _Try(step=step, started_utc=utc_now())
 
 
 @contextlib.contextmanager
@@ -99,8 +169,9 @@ def writing_to(writer: RunWriter) -> Iterator[None]:
         raise SweepStoppedError(f"cannot write to {writer.path}: {error}") from error
 
 
-def _launch(plan: Plan, launcher: Launcher, step: Step, share: Share) -> CaseRun:
-    least_seconds, prediction = MIN_TIMEOUT_SECONDS[step.case.execution], step.prediction
+def _task(plan: Plan, next_try: _Try, share: Share) -> Task:
+    case, prediction = next_try.step.case, next_try.step.prediction
+    least_seconds = MIN_TIMEOUT_SECONDS[case.execution]
     timeout_seconds = plan.case_timeout_seconds
     if timeout_seconds is None:
         timeout_seconds = max(least_seconds, TIMEOUT_OVER_PREDICTED * prediction.seconds)
@@ -109,7 +180,20 @@ def _launch(plan: Plan, launcher: Launcher, step: Step, share: Share) -> CaseRun
         silence_seconds=max(least_seconds, TIMEOUT_OVER_PREDICTED * prediction.step_seconds),
         until=plan.deadline,
     )
-    return launcher.run(step.case, plan.protocol, patience, limit_seconds=share.limit_seconds, energy=plan.energy)
+    return Task(
+        case=case,
+        protocol=plan.protocol,
+        patience=patience,
+        limit_seconds=share.limit_seconds,
+        energy=plan.energy,
+        avoided=next_try.avoided,
+    )
+
+
+def _lost(reason: str) -> CaseRun:
+    """Return the end of a case that was lost with its place, and nothing else is known of."""
+    failure = Failure(kind="killed", stage="start", message=f"lost with its device: {reason}")
+    return CaseRun(outcome=failure, attempts=())
 
 
 def _skip(plan: Plan, step: Step) -> CaseRun:

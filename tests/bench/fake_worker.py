@@ -1,14 +1,17 @@
 """A worker without torch that does what the case's options say; speaks the real protocol over the real pipe.
 
 ``behave=`` measure (default; a probe fits), energy (with a power trace, and a calibration of ``watts=`` idle power),
-echo (fails with the command as its message), oom, host_oom, index, exception, unsupported, pid, limit (of its memory),
-sigkill, sigkill-twice, sigsegv, hang, hang-on, end (in an orderly way), endless, beat (alive for ``seconds=``, then
-measure), garbage, half, exit or print; ``sleep=SECONDS`` before that; ``stage=`` is the stage in which it happens.
+echo (fails with the command as its message), place (with its device and cores), lose (the device, by its name in
+``file=``; ``lose-once`` unless something stands there), oom, host_oom, index, exception, unsupported, pid, limit (of
+its memory), sigkill, sigkill-twice, sigsegv, hang, hang-on, end (in an orderly way), endless, beat (alive for
+``seconds=``, then measure), garbage, half, exit or print; ``sleep=SECONDS`` before that; ``stage=`` is the stage in
+which it happens.
 
 Words after the three that every worker gets make it another machine: ``meter`` measures energy where it is asked to,
 ``defective`` fails its selfcheck, ``refused`` cannot be used at all, ``deaf`` ends when it is asked for a diagnosis, a
-calibration or a limit, ``mute`` hangs; ``fits=N`` runs out of memory above a resolution of N, ``hole=N`` at N,
-``at=N:BEHAVE`` behaves so there,
+calibration or a limit, ``mute`` hangs; ``gpus=N`` is how many there are, ``lost=FILE`` holds names of devices that
+are no longer there, ``model=DEVICE:NAME`` is the name of one; ``fits=N`` runs out of memory above a resolution of N,
+``hole=N`` at N, ``at=N:BEHAVE`` behaves so there,
 ``peakless`` cannot measure its peaks, ``dead-peaks`` ends over them; ``leaky`` cannot limit its memory; ``slow`` takes
 a moment to start, ``mortal=FILE`` is killed over its limit.
 """
@@ -205,12 +208,13 @@ def main() -> None:
     has_meter = "meter" in traits
     if "slow" in traits:
         time.sleep(0.7)
-    if "refused" in traits:
+    if "refused" in traits or is_lost(device, traits):
         send(Refused(message=f"device {device!r} cannot be used: by design"))
         return
     send(
         Hello(
-            environment=dataclasses.replace(ENVIRONMENT, device=device),
+            environment=dataclasses.replace(ENVIRONMENT, device=device, device_name=model_of(device, traits)),
+            gpus=tuple(f"cuda:{index}" for index in range(gpus_of(traits, device))),
             matmul_flops_per_second={"fp32": 1e12},
             available_bytes=2**40,
             energy_source="rapl" if has_meter else None,
@@ -258,6 +262,23 @@ def main() -> None:
                 raise AssertionError(other)
 
 
+def gpus_of(traits: list[str], device: str) -> int:
+    """Return how many GPUs the machine has: one that is asked for by name is there."""
+    counts = [int(trait.removeprefix("gpus=")) for trait in traits if trait.startswith("gpus=")]
+    return counts[0] if counts else int(device.startswith("cuda"))
+
+
+def is_lost(device: str, traits: list[str]) -> bool:
+    files = [Path(trait.removeprefix("lost=")) for trait in traits if trait.startswith("lost=")]
+    return any(file.exists() and device in file.read_text().split() for file in files)
+
+
+def model_of(device: str, traits: list[str]) -> str:
+    prefix = f"model={device}:"
+    found = [trait.removeprefix(prefix) for trait in traits if trait.startswith(prefix)]
+    return found[0] if found else ENVIRONMENT.device_name
+
+
 def die_of(traits: list[str]) -> None:
     """Be killed, as often as there are letters in the file of a mortal worker."""
     for trait in traits:
@@ -285,6 +306,15 @@ def behave(command: ProbeCommand | RunCommand, message_fd: int, default: str) ->
             return Finished(outcome=measurement, reusable=True, trace=TRACE, calibration=calibration)
         case "echo":
             outcome = Failure(kind="unsupported", stage="start", message=encode(command))
+        case "place":
+            cores = sorted(os.sched_getaffinity(0))
+            outcome = Failure(kind="unsupported", stage="start", message=f"{sys.argv[1]} {os.getpid()} {cores}")
+        case "lose" | "lose-once" as how:
+            file = Path(options["file"])
+            if how == "lose" or not file.exists():
+                with file.open("a") as handle:
+                    handle.write(f"{sys.argv[1]}\n")
+                os.kill(os.getpid(), signal.SIGKILL)
         case "oom":
             outcome = Failure(kind="oom", stage="build", message="out of memory", requested_bytes=7)
         case "host_oom":

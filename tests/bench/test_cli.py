@@ -18,8 +18,8 @@ from fake_worker import CALIBRATION, CALIBRATION_LATER, NO_ENERGY
 from test_launcher import fake_command_of
 
 from infsa_bench.cli import main
-from infsa_bench.execute.device_lock import DeviceLock
 from infsa_bench.execute.launcher import Launcher
+from infsa_bench.execute.local_engine import LocalEngine
 from infsa_bench.record import SCHEMA_VERSION, Measurement, Record, TracePoint
 from infsa_bench.schedule import Plan
 from infsa_bench.store import MANIFEST, RECORDS, RunWriter, load, load_manifest
@@ -102,6 +102,14 @@ BAD_OPTIONS = {
     "negative seed": (["--seed=-1"], "--seed must be between"),
     "unknown device": (["--device", "tpu"], "unknown device"),
     "malformed device": (["--device", "cuda:x"], "unknown device"),
+    "unknown device in a list": (["--device", "cuda:0,tpu"], "unknown device 'tpu'; write auto, cpu, cuda:N, several"),
+    "empty device": (["--device", "cuda:0,"], "unknown device ''"),
+    "a GPU twice": (["--device", "cuda:1,cuda:0,cuda:1"], "cuda:1 stands there twice"),
+    "a GPU by two names": (["--device", "cuda,cuda:0"], "cuda:0 stands there twice"),
+    "GPU and processor": (["--device", "cpu,cuda:0"], "several devices are GPUs, or workers on the processor"),
+    "auto and a GPU": (["--device", "auto,cuda:0"], "several devices are GPUs, or workers on the processor"),
+    "all and a GPU": (["--device", "all,cuda:0"], "unknown device 'all'"),
+    "more workers than cores": (["--device", ",".join(["cpu"] * 5000)], "would disturb each other"),
     "malformed target": (["--mechanisms", "os:"], "package.module:Class"),
     "unknown option": (["--resolution", "224"], "--resolution"),
 }
@@ -350,9 +358,9 @@ def test_words_reach_the_plan(
 ) -> None:
     plans: list[Plan] = []
 
-    def look(plan: Plan, launcher: Launcher, *others: object) -> None:
+    def look(plan: Plan, engine: LocalEngine, *others: object) -> None:
         plans.append(plan)
-        assert isinstance(others[-1].__self__, DeviceLock)  # type: ignore[attr-defined]
+        assert (engine.devices, engine.is_shared()) == ("cpu", False)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("infsa_bench.commands.sweep.run_plan", look)

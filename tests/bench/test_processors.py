@@ -43,6 +43,34 @@ def test_our_own_work_is_not_others(tmp_path: Path) -> None:
     assert others.share() == pytest.approx(0.0, abs=0.03)
 
 
+def test_only_the_cores_that_count_are_looked_at(tmp_path: Path) -> None:
+    """A worker that is kept to one core is not disturbed by what runs on the other."""
+    stat = tmp_path / "stat"
+
+    def write_seconds(*busy_and_idle: tuple[int, int]) -> None:
+        both = [("", tuple(map(sum, zip(*busy_and_idle, strict=True)))), *enumerate(busy_and_idle)]
+        lines = [f"cpu{name} {busy * HERTZ} 0 0 {idle * HERTZ} 0 0 0 0 0 0" for name, (busy, idle) in both]
+        stat.write_text("\n".join(lines))
+
+    write_seconds((0, 100), (0, 100))
+    chosen: tuple[tuple[int, ...] | None, ...] = ((0,), (1,), (0, 1), None)
+    loads = {cores: OtherLoad(stat, None if cores is None else frozenset(cores)) for cores in chosen}
+    begin = own_seconds()
+    write_seconds((0, 200), (50, 150))
+    slack = (own_seconds() - begin) / 100 + 0.01
+    expected = {(0,): 0.0, (1,): 0.5, (0, 1): 0.25, None: 0.25}
+    for cores, load in loads.items():
+        assert load.share() == pytest.approx(expected[cores], abs=slack)
+
+
+def test_a_core_that_the_system_does_not_list(tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    write(stat, busy=0, idle=0)
+    others = OtherLoad(stat, frozenset({0, 7}))
+    write(stat, busy=0, idle=100)
+    assert others.share() is None
+
+
 @pytest.mark.parametrize("text", [None, "", "cpu", "cpu 1 2 3\n", "cpu a b c d e f g h\n"])
 def test_a_system_that_does_not_tell(tmp_path: Path, text: str | None) -> None:
     stat = tmp_path / "stat"

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 
 import pytest
 from sample_records import make_failure, make_measurement, make_record
-from test_sweep import CountingPredictor, make_plan
+from test_sweep import CountingPredictor, make_plan, predicted
 
 from infsa_bench.analyze.dominance import Dominance
 from infsa_bench.analyze.predict import Predictor
 from infsa_bench.record import Failure, Outcome
-from infsa_bench.schedule import PLANS_A_CASE, Agenda, Plan, Step, schedule
+from infsa_bench.schedule import PLANS_A_CASE, Agenda, Crew, Plan, Share, Step, schedule, share_out
 from infsa_bench.spec import LADDER, PHASES, Case, Sweep
 from infsa_models.registry import MECHANISMS
 
@@ -183,3 +183,72 @@ def test_the_seconds_that_remain_are_of_the_case_handed_out_and_all_behind_it(cl
         assert agenda.remaining_seconds() == 0.0
     assert Agenda(plan, predictor, [], Dominance()).remaining_seconds() == 0.0
     assert Agenda(plan, predictor, [], Dominance()).next() is None
+
+
+def test_several_devices_have_the_time_of_all_and_no_case_more_than_is_left(clock: Clock) -> None:
+    clock.now = 1000.0
+    plan = make_plan([], seconds=None)
+    wants = [predicted(80.0, 60.0), predicted(80.0, 60.0), predicted(80.0, 60.0)]
+    assert [bool(share) for share in share_out(plan, wants, 100.0)] == [True, False, False]
+    # Whether two remainders hold a third case shows only when it is handed out.
+    two = Crew(devices=2)
+    assert [bool(share) for share in share_out(plan, wants, 100.0, two)] == [True, True, True]
+    assert two.device_seconds(100.0) == 200.0
+    # One device is at work for 70 s more, the other should have had done with it already.
+    late = Crew(devices=2, busy_until=(1070.0, 990.0))
+    assert late.device_seconds(100.0) == 130.0
+    assert [bool(share) for share in share_out(plan, wants, 100.0, late)] == [True, True, False]
+    # What takes longer than is left has no room, whatever all devices together have.
+    (share,) = share_out(plan, [predicted(300.0, 120.0)], 100.0, Crew(devices=8))
+    assert share is None
+    (share,) = share_out(plan, [predicted(300.0, 50.0)], 100.0, Crew(devices=8))
+    assert share == Share(seconds=100.0, limit_seconds=100.0)
+
+
+def test_several_devices_begin_with_the_longest_and_end_with_what_should_not_fit(clock: Clock) -> None:
+    cases = cases_of((224, 1024, 3072, 4096), replicates=2)
+    predictor = Predictor({"fp32": 1e12})
+    plan = dataclasses.replace(make_plan(cases), device_memory_bytes=8 * 2**30)
+    agenda = Agenda(plan, predictor, cases, Dominance())
+    agenda.devices = 3
+    steps = []
+    while (step := agenda.next()) is not None:
+        steps.append(step)
+    assert {step.case for step in steps} == set(cases)
+    assert [step.case.replicate for step in steps] == [0] * (len(cases) // 2) + [1] * (len(cases) // 2)
+
+    def fits(step: Step) -> bool:
+        return step.prediction.peak_bytes is None or step.prediction.peak_bytes <= 8 * 2**30
+
+    first_pass = steps[: len(cases) // 2]
+    fitting = [step for step in first_pass if fits(step)]
+    others = first_pass[len(fitting) :]
+    assert fitting == first_pass[: len(fitting)]
+    assert 0 < len(others) < len(fitting)
+    seconds = [step.prediction.seconds for step in fitting]
+    assert seconds == sorted(seconds, reverse=True)
+    # Of those the smallest first: if it runs out of memory, the larger ones need not be tried.
+    sides = [step.case.resolution for step in others]
+    assert sides == sorted(sides)
+    assert sides[0] < sides[-1]
+
+
+def test_what_devices_are_at_work_on_is_known_until_it_has_ended(clock: Clock) -> None:
+    """Two devices, a budget of 1000 s for ten cells: what a case may take depends on what the other has to do yet."""
+    cases = [dataclasses.replace(case, options=(("n", str(n)),)) for n, case in enumerate(cases_of((224,))[:1] * 10)]
+
+    def limit_of_second(*, has_ended: bool) -> float:
+        plan = dataclasses.replace(make_plan(cases), deadline=1000.0)
+        agenda = Agenda(plan, Predictor({"fp32": 1e9}), cases, Dominance())
+        agenda.devices = 2
+        first = agenda.next()
+        assert first is not None
+        if has_ended:
+            agenda.ended(first.case)
+        second = agenda.next()
+        assert second is not None
+        assert second.share is not None
+        assert second.share.limit_seconds is not None
+        return second.share.limit_seconds
+
+    assert limit_of_second(has_ended=True) > limit_of_second(has_ended=False) + 10.0

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sample_records import (
     CALIBRATION,
+    ENVIRONMENT,
     GPU_STATE,
     make_case,
     make_energy,
@@ -473,3 +474,26 @@ def test_parameters_of_a_model_that_was_not_built_are_not_given() -> None:
     untied = make_record(make_measurement(), mechanism="infsa-linear", options=(("tie_qk", "0"),))
     (row,) = summarize([untied])
     assert row.base_parameters is None
+
+
+def test_like_devices_share_a_row_and_others_have_their_own() -> None:
+    one, twin = (
+        dataclasses.replace(ENVIRONMENT, device="cuda:0"),
+        dataclasses.replace(ENVIRONMENT, device="cuda:1", device_uuid="GPU-1"),
+    )
+    other = dataclasses.replace(twin, device_name="NVIDIA L4")
+    environments = {"one": one, "twin": twin, "other": other}
+    records = [
+        dataclasses.replace(make_record(replicate=replicate), environment=key)
+        for replicate, key in enumerate(["twin", "one", "other", "twin", "elsewhere"])
+    ]
+    rows = summarize(records, environments=environments)
+    assert [(row.environment, row.processes, "several_devices" in row.flags) for row in rows] == [
+        ("one", 3, True),
+        ("other", 1, False),
+        ("elsewhere", 1, False),
+    ]
+    # A failure elsewhere makes no number come from two devices.
+    failed = dataclasses.replace(make_record(make_failure(), replicate=1), environment="one")
+    (row,) = summarize([records[0], failed], environments=environments)
+    assert row.flags == ("oom_in_1_of_2",)

@@ -27,7 +27,9 @@ from infsa_bench.analyze.predict import Prediction, Predictor
 from infsa_bench.codec import decode
 from infsa_bench.energy_plan import ENERGY_PRESETS, EnergyPreset, TrialShare
 from infsa_bench.errors import SweepStoppedError
+from infsa_bench.execute.device_lock import DeviceLock
 from infsa_bench.execute.launcher import CaseRun, Launcher, Patience
+from infsa_bench.execute.local_engine import LocalEngine
 from infsa_bench.execute.messages import RunCommand
 from infsa_bench.peaks import PEAKS
 from infsa_bench.protocol import PROTOCOLS, Protocol
@@ -40,6 +42,10 @@ from infsa_bench.traces import TRACES, trace_path
 from infsa_models.registry import MECHANISMS
 
 COMMAND = [sys.executable, "-m", "infsa_bench"]
+
+
+def fake_launcher(*traits: str) -> Callable[[str], Launcher]:
+    return lambda device: Launcher(device, fake_command_of(*traits))
 
 
 class Listener:
@@ -78,7 +84,7 @@ def run_with_fake_worker(
     plan: Plan,
     rate: float = 1e15,
     traits: tuple[str, ...] = (),
-    is_shared: Callable[[], bool] = bool,
+    devices: Sequence[str] = ("cpu",),
 ) -> tuple[Record, ...]:
     settings = Settings(device="cpu", protocol=plan.protocol, seed=0, time_budget_seconds=None, energy="auto")
     manifest = Manifest(
@@ -91,11 +97,15 @@ def run_with_fake_worker(
     if is_run(folder):
         manifest = dataclasses.replace(load_manifest(folder), plan=manifest.plan)
     listener = Listener()
-    with Launcher("cpu", fake_command_of(*traits)) as launcher, RunWriter(folder, manifest) as writer:
+    with LocalEngine(devices, fake_launcher(*traits)) as engine, RunWriter(folder, manifest) as writer:
         todo = {case.id for case in plan.todo(writer.recorded)}
-        run_plan(plan, launcher, writer, Predictor({"fp32": rate}), listener, is_shared)
+        run_plan(plan, engine, writer, Predictor({"fp32": rate}), listener)
     records = load(folder).records
-    assert [record.case.id for record in records if record.case.id in todo] == listener.cells
+    ended = [record.case.id for record in records if record.case.id in todo]
+    # Several devices end in no order.
+    assert (ended if len(devices) == 1 else sorted(ended)) == (
+        listener.cells if len(devices) == 1 else sorted(listener.cells)
+    )
     return records
 
 
@@ -607,10 +617,11 @@ def test_a_retried_case_no_longer_dominates(tmp_path: Path) -> None:
     assert load(tmp_path / "run").superseded == 2
 
 
-def test_what_was_measured_beside_another_sweep_is_flagged(tmp_path: Path) -> None:
+def test_what_was_measured_beside_another_sweep_is_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([False, False, False, True, True])
     cases = [make_case(n=str(number)) for number in range(3)]
-    records = run_with_fake_worker(tmp_path / "run", make_plan(cases), is_shared=lambda: next(answers))
+    monkeypatch.setattr(DeviceLock, "is_shared", lambda self: next(answers))
+    records = run_with_fake_worker(tmp_path / "run", make_plan(cases))
     flags = [record.outcome.flags for record in records if isinstance(record.outcome, Measurement)]
     assert flags == [(), ("shared",), ("shared",)]
 
@@ -661,7 +672,8 @@ def waited_for(folder: Path, rate: float, case_timeout_seconds: float | None) ->
 
     plan = make_plan([sample_records.make_case()], case_timeout_seconds=case_timeout_seconds)
     manifest = sample_records.make_manifest()
-    with Listening("cpu", fake_command_of()) as launcher, RunWriter(folder / "run", manifest) as writer:
-        run_plan(plan, launcher, writer, Predictor({"fp32": rate}), Listener())
+    engine = LocalEngine(["cpu"], lambda device: Listening(device, fake_command_of()))
+    with engine, RunWriter(folder / "run", manifest) as writer:
+        run_plan(plan, engine, writer, Predictor({"fp32": rate}), Listener())
     (patience,) = seen
     return patience

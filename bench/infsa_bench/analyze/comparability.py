@@ -83,6 +83,13 @@ def _used(side: Baseline) -> list[Environment]:
     return found or list(side.environments.values())
 
 
+def differing_hardware(mine: Environment, theirs: Environment) -> list[str]:
+    """Name what makes two machines different hardware, whatever they are set to."""
+    facts = {what: _FACTS[what][1] for what in _HARDWARE}
+    found = [what for what, read in facts.items() if read(mine) != read(theirs)]
+    return [what for what in found if not (what == "device memory" and _is_similar(mine, theirs))]
+
+
 def _settings(base: Settings, new: Settings) -> list[tuple[str, bool, Any, Any]]:
     pairs: list[tuple[str, bool, Any, Any]] = [("memory limit", True, base.memory_limit_bytes, new.memory_limit_bytes)]
     pairs.append(("seed", True, base.seed, new.seed))
@@ -131,6 +138,8 @@ _FACTS: dict[str, tuple[bool, Callable[[Environment], object]]] = {
     "commit": (False, lambda found: (found.git_commit or "unknown")[:12] + ("+" if found.git_dirty else "")),
 }
 """What of a machine is looked at, and whether a difference in it makes numbers incomparable."""
+
+_HARDWARE = ("device", "device memory", "MIG", "threads")
 
 
 def _text(value: object) -> str:

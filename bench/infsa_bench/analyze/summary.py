@@ -22,8 +22,8 @@ from infsa_bench.analyze.roofline import (
 )
 from infsa_bench.analyze.speedup import with_speedups
 from infsa_bench.intervals import effective_samples, lag1_autocorrelation, mean_half_width, median_interval
-from infsa_bench.machine import Environment
-from infsa_bench.peaks import MeasuredPeaks, peaks_of
+from infsa_bench.machine import Environment, alike, like
+from infsa_bench.peaks import MeasuredPeaks, measured_device, peaks_of
 from infsa_bench.record import (
     EnergyScope,
     EnergySource,
@@ -98,7 +98,7 @@ class SummaryRow:
         power_limit_watts: highest that held before timing; flagged if it changed.
         flags: those of all replicates; then what follows from the numbers: ``launch_bound``,
             ``latency_throughput_gap``, ``energy_throughput_gap``, ``processes_disagree``, ``power_limit_changed``,
-            and e.g. ``oom_in_1_of_3``.
+            ``several_devices``, and e.g. ``oom_in_1_of_3``.
     """
 
     case: Case
@@ -174,26 +174,30 @@ def summarize(
 ) -> list[SummaryRow]:
     """Return one row a cell, ordered by config, phase, batch size, resolution, and then as the records come.
 
-    Replicates are pooled; records of one cell from two environments are not comparable and stay two rows.
-    The other arguments are those of the run. A Fit has nothing to sum up and no row.
+    Replicates are pooled; records of one cell from two environments are not comparable and stay two rows, unless these
+    are alike: then the row has the first one's name, and a flag if it comes from several. The other arguments are those
+    of the run. A Fit has nothing to sum up and no row.
     """
+    kinds = alike(environments)
     cells: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         if isinstance(record.outcome, Fit):
             continue
-        cells.setdefault((record.case.cell, record.environment), []).append(record)
+        kind = kinds.get(record.environment, record.environment)
+        cells.setdefault((record.case.cell, kind), []).append(record)
     measured = [*([] if peaks is None else [peaks]), *further_peaks]
-    peaks_by_environment = {key: peaks_of(found, measured) for key, found in environments.items()}
+    devices = {kind: measured_device(like(environments, kind), measured) for kind in dict.fromkeys(kinds.values())}
+    peaks_by_kind = {kind: peaks_of(found, measured) for kind, found in devices.items()}
     rows = []
     for (_, environment), replicates in cells.items():
-        row = replace(_row(replicates), emulated_memory_bytes=memory_limit_bytes)
-        rows.append(_with_fractions(row, environments.get(environment), peaks_by_environment.get(environment)))
+        row = replace(_row(replicates, environment), emulated_memory_bytes=memory_limit_bytes)
+        rows.append(_with_fractions(row, devices.get(environment), peaks_by_kind.get(environment)))
     rows = with_speedups(rows)
     return sorted(rows, key=lambda row: (row.case.config, row.case.phase, row.case.batch_size, row.case.resolution))
 
 
-def _row(records: Sequence[Record]) -> SummaryRow:
-    case, environment = replace(records[0].case, replicate=0), records[0].environment
+def _row(records: Sequence[Record], environment: str) -> SummaryRow:
+    case = replace(records[0].case, replicate=0)
     measured = [record.outcome for record in records if isinstance(record.outcome, Measurement)]
     failures = [record.outcome for record in records if isinstance(record.outcome, Failure)]
     # The first of those that are equally frequent: counters keep the order of arrival.
@@ -218,6 +222,7 @@ def _row(records: Sequence[Record]) -> SummaryRow:
         and abs(energy.window_images_per_second * seconds_per_iteration / case.batch_size - 1) > ENERGY_THROUGHPUT_GAP,
         "processes_disagree": _spread([item.latencies_seconds for item in measured]) > PROCESSES_DISAGREE,
         "power_limit_changed": len(_power_limits(measured)) > 1,
+        "several_devices": len({record.environment for record in records if _is_measured(record)}) > 1,
     }
     flags = [flag for item in measured for flag in item.flags] + [flag for item in failures for flag in item.flags]
     flags += [flag for flag, holds in derived.items() if holds]
@@ -279,6 +284,10 @@ def _row(records: Sequence[Record]) -> SummaryRow:
     )
 
 
+def _is_measured(record: Record) -> bool:
+    return isinstance(record.outcome, Measurement)
+
+
 def _operations(measured: Sequence[Measurement]) -> OperationCount | None:
     """What a process counted: all of them run the same iteration."""
     return next((item.operations for item in measured if item.operations is not None), None)
@@ -295,7 +304,7 @@ def _rates(operations: OperationCount | None, seconds_per_iteration: float) -> d
 
 
 def _with_fractions(row: SummaryRow, environment: Environment | None, peaks: MeasuredPeaks | None) -> SummaryRow:
-    """Set the row against what its device can do."""
+    """Set the row against what its device can do, or one like it."""
     seconds, precision = row.seconds_per_iteration, row.case.precision
     if environment is None or seconds is None or row.matmul_flops is None:
         return row

@@ -13,7 +13,7 @@ from infsa_bench.analyze.run import Run, load_run
 from infsa_bench.commands.options import SweepRequest
 from infsa_bench.commands.sweep import measure
 
-LISTS = frozenset({"res", "mechanisms", "impl", "config", "phase", "dtype", "batch_size", "execution"})
+LISTS = frozenset({"res", "mechanisms", "impl", "config", "phase", "dtype", "batch_size", "device", "execution"})
 """Options that take several values: on the command line with commas between them."""
 
 
@@ -24,10 +24,11 @@ def run_sweep(*, out: str | Path | None = None, is_quiet: bool = False, **option
         out: folder of the run; by default ``results/<device>-<time>``.
         is_quiet: whether to print nothing; otherwise progress goes to the standard error.
         options: those of the command line, by name: ``res="224..1024"``, ``mechanisms="softmax,infsa-linear"``,
-            ``impl``, ``config``, ``phase``, ``dtype``, ``batch_size``, ``device``, ``execution``, ``option`` (a list of
-            ``NAME=VALUE``), ``protocol``, ``warmup``, ``iterations``, ``replicates``, ``energy``, ``time_budget``,
-            ``seed``, ``resume``, ``retry``, ``cell_timeout``, ``cell_budget``, ``memory_limit``, ``prune``, ``peaks``,
-            ``allow_shared``, ``shard``. Where several values are possible a list will do: ``res=[224, 512]``.
+            ``impl``, ``config``, ``phase``, ``dtype``, ``batch_size``, ``device``, ``engine``, ``ray_address``,
+            ``accelerator``, ``execution``, ``option`` (a list of ``NAME=VALUE``), ``protocol``, ``warmup``,
+            ``iterations``, ``replicates``, ``energy``, ``time_budget``, ``seed``, ``resume``, ``retry``,
+            ``cell_timeout``, ``cell_budget``, ``memory_limit``, ``prune``, ``peaks``, ``allow_shared``, ``shard``.
+            Where several values are possible a list will do: ``res=[224, 512]``.
 
     Raises:
         TypeError: an option that does not exist.

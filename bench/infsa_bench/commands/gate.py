@@ -170,7 +170,7 @@ def _base_build(request: GateRequest) -> Iterator[Build | None]:
 
 def _is_comparable_here(stored: Baseline, settings: Settings, request: GateRequest, console: Console) -> bool:
     """Tell whether stored numbers say anything about this machine, before hours are spent on it."""
-    with Launcher(settings.device) as launcher:
+    with Launcher(settings.first_device) as launcher:
         environment = launcher.hello.environment
     here = replace(stored, environments={environment.key: environment}, cells=())
     fatal = [difference for difference in differences(stored, here) if difference.is_fatal]

@@ -241,6 +241,8 @@ def _manifest(
     # What was predicted from stands: the probes that are recorded followed from it.
     asked = replace(search, models=known.models, available_bytes=known.available_bytes)
     differences = earlier.settings.differences(settings) + (["grid or timeout"] if asked != known else [])
+    if earlier.settings.device != settings.device and "device" not in differences:
+        differences.insert(0, "device")
     refuse_differences(request.out, differences)
     return replace(earlier, search=replace(known, models=tuple(dict.fromkeys([*known.models, *models]))))
 

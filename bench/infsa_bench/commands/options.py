@@ -10,6 +10,7 @@ from typing import get_args
 
 from infsa_bench.energy_plan import EnergyChoice
 from infsa_bench.errors import SpecError, UnknownNameError
+from infsa_bench.execute.local_engine import ALL, own_cores
 from infsa_bench.protocol import PROTOCOLS, Protocol
 from infsa_bench.record import FailureKind
 from infsa_bench.report.units import format_bytes
@@ -36,6 +37,10 @@ CPU_TIME_BUDGET = "4m"
 CLOSING_SECONDS = 15.0
 """Share of the time budget kept back for ending the worker and rendering the report."""
 
+ENGINES = ("local", "ray")
+RAY_DEVICES = ("auto", "cpu", "cuda")
+RAY_ADDRESS = "auto"
+
 ENERGY_CHOICES: tuple[EnergyChoice, ...] = get_args(EnergyChoice)
 FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 LEAST_MEMORY_LIMIT_BYTES = 256 * 2**20
@@ -56,6 +61,10 @@ class SweepRequest:
     dtype: str | None = None
     batch_size: str = "1"
     device: str = "auto"
+    engine: str = "local"
+    ray_address: str | None = None
+    accelerator: str | None = None
+    per_accelerator: bool = False
     execution: str = "eager"
     option: tuple[str, ...] = ()
     protocol: str = "quick"
@@ -90,6 +99,7 @@ class SweepOptions:
     case_timeout_seconds: float | None
     case_budget_seconds: float | None
     memory_limit_bytes: int | None
+    devices: tuple[str, ...]
     retried: frozenset[FailureKind]
     part: Part | None
 
@@ -104,7 +114,7 @@ def check_options(request: SweepRequest) -> SweepOptions:
         raise SpecError(f"--seed must be between 0 and 2^63 - 1, not {request.seed}")
     if request.retry is not None and not request.resume:
         raise SpecError("--retry needs --resume: it measures again what a run has a record of")
-    check_device(request.device)
+    devices = _devices_of_engine(request)
     if request.protocol not in PROTOCOLS:
         raise UnknownNameError("protocol", request.protocol, PROTOCOLS)
     return SweepOptions(
@@ -115,9 +125,29 @@ def check_options(request: SweepRequest) -> SweepOptions:
         case_timeout_seconds=None if request.cell_timeout is None else parse_case_timeout(request.cell_timeout),
         case_budget_seconds=None if request.cell_budget is None else parse_duration(request.cell_budget),
         memory_limit_bytes=None if request.memory_limit is None else parse_memory_limit(request.memory_limit),
+        devices=devices,
         retried=frozenset(() if request.retry is None else parse_names(request.retry, "failure", FAILURE_KINDS)),
         part=None if request.shard is None else parse_part(request.shard),
     )
+
+
+def _devices_of_engine(request: SweepRequest) -> tuple[str, ...]:
+    if request.engine not in ENGINES:
+        raise UnknownNameError("engine", request.engine, ENGINES)
+    if request.engine == "ray":
+        if request.device not in RAY_DEVICES:
+            raise SpecError(
+                f"--device {request.device}: with --engine ray write auto, cpu or cuda; Ray decides which of them"
+            )
+        if request.accelerator == "":
+            raise SpecError("--accelerator is empty; write the name of an accelerator type, e.g. A100")
+        if request.accelerator is not None and request.per_accelerator:
+            raise SpecError("--accelerator and --per-accelerator: one or all of them, not both")
+        return (request.device,)
+    for name in ("ray_address", "accelerator", "per_accelerator"):
+        if getattr(request, name):
+            raise SpecError(f"--{name.replace('_', '-')}: only together with --engine ray")
+    return parse_devices(request.device)
 
 
 def _energy_choice(text: str) -> EnergyChoice:
@@ -127,14 +157,41 @@ def _energy_choice(text: str) -> EnergyChoice:
     raise UnknownNameError("energy", text, ENERGY_CHOICES)
 
 
-def check_device(name: str) -> None:
+def parse_devices(text: str) -> tuple[str, ...]:
+    """Parse the devices that share a sweep: names with commas between them, or ``all`` for every GPU.
+
+    ``cpu`` can stand there several times, for as many workers.
+
+    Raises:
+        SpecError: one of them is none, or they do not go together.
+    """
+    if text == ALL:
+        return (ALL,)
+    names = tuple(text.split(","))
+    for name in names:
+        check_device(name, "auto, cpu, cuda:N, several with commas, or all")
+    if len(names) == 1:
+        return names
+    if "auto" in names or ("cpu" in names and set(names) != {"cpu"}):
+        raise SpecError(f"--device {text}: several devices are GPUs, or workers on the processor (cpu,cpu)")
+    names = tuple("cuda:0" if name == "cuda" else name for name in names)
+    twice = [name for name in dict.fromkeys(names) if name != "cpu" and names.count(name) > 1]
+    if twice:
+        raise SpecError(f"--device {text}: {twice[0]} stands there twice; a GPU measures one case at a time")
+    cores = len(own_cores())
+    if names[0] == "cpu" and len(names) > cores:
+        raise SpecError(f"--device {text}: {len(names)} workers on {cores} cores would disturb each other")
+    return names
+
+
+def check_device(name: str, known: str = "auto, cpu or cuda:N") -> None:
     """Refuse what is no name of a device.
 
     Raises:
         SpecError: it is none.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
-        raise SpecError(f"unknown device {name!r}; write auto, cpu or cuda:N")
+        raise SpecError(f"unknown device {name!r}; write {known}")
 
 
 def parse_implementations(text: str | None) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from infsa_bench.analyze.roofline import data_sheet
 from infsa_bench.commands.options import check_device
 from infsa_bench.errors import PeaksUnavailableError, SpecError, SweepStoppedError
 from infsa_bench.execute.device_lock import DeviceLock
+from infsa_bench.execute.engines import Engine
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.machine import Environment
 from infsa_bench.peaks import PEAKS, MeasuredPeaks
@@ -77,21 +78,21 @@ def _measure_into(out: Path, launcher: Launcher, environment: Environment) -> Me
     return measured
 
 
-def measure_before_sweep(
-    console: Console, plan: Plan, launcher: Launcher, writer: RunWriter, *, is_shared: bool
-) -> None:
+def measure_before_sweep(console: Console, plan: Plan, engine: Engine, writer: RunWriter) -> None:
     """Measure and store what the device can do at its best, or say why not: no case depends on it."""
     left_seconds = math.inf if plan.deadline is None else plan.deadline - time.monotonic()
-    if is_shared:
+    if engine.is_shared():
         line = "peaks: not measured: another sweep uses the device"
     elif PEAKS_SHARE * left_seconds < PEAKS_SECONDS:
         line = "peaks: not measured: they would take too much of the time budget"
     else:
         try:
-            measured = launcher.measure_peaks()
+            measured = engine.measure_peaks()
             with writing_to(writer):
+                for hello in engine.hellos:
+                    writer.add_environment(hello.environment)
                 writer.set_peaks(measured)
-            line = describe_peaks(measured, data_sheet(launcher.hello.environment))
+            line = describe_peaks(measured, data_sheet(engine.hello.environment))
         except PeaksUnavailableError as error:
             line = f"peaks: not measured: {error}"
     console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -9,8 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from infsa_bench.analyze.comparability import differing_hardware
 from infsa_bench.errors import SpecError
+from infsa_bench.machine import Environment
 from infsa_bench.store import Manifest, is_run, load_manifest, reports_path
+
+INTERRUPTED = 130
 
 
 def earlier_manifest(out: Path | None, resume: bool) -> Manifest | None:
@@ -48,6 +52,20 @@ def refuse_differences(out: Path, differences: Sequence[str]) -> None:
     """
     if differences:
         raise SpecError(f"{out} holds a run with another {', '.join(differences)}; choose another folder")
+
+
+def refuse_other_hardware(out: Path, earlier: Manifest, environment: Environment) -> None:
+    """Refuse to go on with a run on hardware that it was not made on: which device of a kind it is does not matter.
+
+    Raises:
+        SpecError: it is other hardware.
+    """
+    differing = [differing_hardware(found, environment) for found in earlier.environments.values()]
+    if differing and all(differing):
+        raise SpecError(
+            f"{out} holds a run on other hardware than {environment.device} ({environment.device_name}): it differs in "
+            f"{', '.join(differing[-1])}; choose another folder"
+        )
 
 
 def say_how_to_go_on(

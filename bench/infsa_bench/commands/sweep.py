@@ -11,6 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from infsa_bench.analyze.predict import TIMED_PASSES, Predictor
+from infsa_bench.commands.fleet import run_on_each, words_for_sweep
+from infsa_bench.commands.opening import checked_host_memory, opened_engine
 from infsa_bench.commands.options import (
     CLOSING_SECONDS,
     SweepOptions,
@@ -21,26 +23,31 @@ from infsa_bench.commands.options import (
 )
 from infsa_bench.commands.peaks import measure_before_sweep
 from infsa_bench.commands.progress import BarProgress, PlainProgress
-from infsa_bench.commands.report import report_run
-from infsa_bench.commands.resuming import earlier_manifest, refuse_differences, say_how_to_go_on
+from infsa_bench.commands.report import report_run, report_runs
+from infsa_bench.commands.resuming import (
+    INTERRUPTED,
+    earlier_manifest,
+    refuse_differences,
+    refuse_other_hardware,
+    say_how_to_go_on,
+)
 from infsa_bench.commands.sharding import cases_of_part, refuse_another_part, resumed_shard, shard_of
 from infsa_bench.energy_plan import EnergyPreset, energy_preset
 from infsa_bench.errors import SpecError, SweepStoppedError
-from infsa_bench.execute.device_lock import DeviceLock
+from infsa_bench.execute.engines import Engine
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.execute.messages import Hello
 from infsa_bench.report.describe import describe_memory_limit, describe_shard
 from infsa_bench.report.units import format_bytes, format_duration
-from infsa_bench.schedule import MEMORY_SHARE, Plan, Step, schedule, scheduled_seconds
+from infsa_bench.schedule import Crew, Plan, Step, schedule, scheduled_seconds
 from infsa_bench.shard import Part, Shard
 from infsa_bench.spec import Case
-from infsa_bench.store import Manifest, RunWriter, Settings
+from infsa_bench.store import Manifest, RunWriter, Settings, reports_path
 from infsa_bench.sweep import run_plan, utc_now
 
 CasesOf = Callable[[SweepRequest, str, int], tuple[Case, ...]]
 """Returns the cases of a request on a type of device, with so many replicates."""
 
-INTERRUPTED = 130
 CALIBRATION_SECONDS = 15.0
 """Share of the time budget kept back, where energy is measured, for looking at the idle device and its counter once
 more.
@@ -53,6 +60,8 @@ def sweep(request: SweepRequest, console: Console) -> int:
     Raises:
         SpecError, SchemaError, RunLockedError, SweepStoppedError: as :func:`measure`.
     """
+    if request.per_accelerator:
+        return _sweep_fleet(request, console)
     out = measure(request, console)
     if request.dry_run:
         return 0
@@ -65,6 +74,18 @@ def sweep(request: SweepRequest, console: Console) -> int:
             raise SweepStoppedError(f"all cells are recorded in {out}, but {error}") from error
     console.print(f"records: {out}", highlight=False, markup=False, soft_wrap=True)
     return 0
+
+
+def _sweep_fleet(request: SweepRequest, console: Console) -> int:
+    """Sweep on every accelerator type, and set the reports side by side."""
+    out = request.out or _default_out("fleet", None)
+    words = request.words if request.out else (*request.words, "--out", str(out))
+    code, folders = run_on_each(request, out, words_for_sweep(words), console)
+    if code == INTERRUPTED:
+        say_how_to_go_on(console, request.program, words, out, out)
+    elif code == 0 and request.report and not request.dry_run and len(folders) > 1:
+        report_runs(folders, reports_path(out), console)
+    return code
 
 
 def cases_of_axes(request: SweepRequest, device_type: str, replicates: int) -> tuple[Case, ...]:
@@ -83,26 +104,25 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
         SweepStoppedError: the device or the disk gave up.
     """
     started = time.monotonic()
+    if request.per_accelerator:
+        raise SpecError("--per-accelerator makes several runs; here one is asked for: name its --accelerator")
     options = check_options(request)
     protocol, energy = options.protocol, options.energy
     earlier = _earlier_run(request, options)
-    with (
-        Launcher(request.device) as launcher,
-        DeviceLock(launcher.hello.environment, allow_shared=request.allow_shared) as lock,
-    ):
-        hello = launcher.hello
+    with opened_engine(request, options, Launcher) as engine:
+        hello = engine.hello
         device_type = hello.environment.device_type
         whole = cases_of(request, device_type, protocol.replicates)
         preset = energy_preset(energy, protocol)
         if not whole:
             raise SpecError(f"no cell: of --mechanisms {request.mechanisms} none has --impl {request.impl}")
         cases = cases_of_part(whole, options, device_type, preset)
-        launcher.check(tuple(dict.fromkeys(case.mechanism for case in cases if ":" in case.mechanism)))
+        engine.check(tuple(dict.fromkeys(case.mechanism for case in cases if ":" in case.mechanism)))
         if options.memory_limit_bytes is not None:
-            launcher.limit_memory(options.memory_limit_bytes)
+            engine.limit_memory(options.memory_limit_bytes)
         budget_seconds = time_budget(request, device_type)
         settings = Settings(
-            device=hello.environment.device,
+            device=engine.devices,
             protocol=protocol,
             seed=request.seed,
             time_budget_seconds=budget_seconds,
@@ -115,7 +135,8 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
             cases=cases,
             protocol=protocol,
             deadline=None if budget_seconds is None else started + budget_seconds - closing_seconds,
-            host_memory_bytes=_checked_host_memory(hello, options.memory_limit_bytes),
+            host_memory_bytes=checked_host_memory(engine, options.memory_limit_bytes),
+            device_memory_bytes=options.memory_limit_bytes or hello.environment.device_memory_bytes,
             # Also where it cannot be watched: every record then says why.
             energy=preset,
             case_timeout_seconds=options.case_timeout_seconds,
@@ -125,15 +146,19 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
         )
         predictor = Predictor(hello.matmul_flops_per_second, passes=TIMED_PASSES[device_type], energy=watched)
         out = request.out or _default_out(device_type, options.part)
+        if earlier is not None:
+            refuse_other_hardware(out, earlier, hello.environment)
         manifest = _manifest(request, settings, plan.cases, earlier, shard_of(whole, options.part))
+        crew = Crew(devices=engine.places)
         if request.dry_run:
-            steps = schedule(plan, predictor, plan.cases)
-            _announce(console, plan, steps, hello, manifest, out)
+            steps = schedule(plan, predictor, plan.cases, crew=crew)
+            _announce(console, plan, steps, engine, manifest, out)
             _print_plan(console, plan, steps)
             return out
         with _open(out, manifest) as writer:
             try:
-                writer.add_environment(hello.environment)
+                for each in engine.hellos:
+                    writer.add_environment(each.environment)
             except OSError as error:
                 raise SweepStoppedError(f"cannot write to {out}: {error}") from error
             if writer.torn_bytes:
@@ -142,8 +167,8 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
             _announce(
                 console,
                 plan,
-                schedule(plan, predictor, todo, plan.dominance(writer.recorded)),
-                hello,
+                schedule(plan, predictor, todo, plan.dominance(writer.recorded), crew),
+                engine,
                 manifest,
                 out,
             )
@@ -151,25 +176,13 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
             bar = BarProgress if console.is_terminal else PlainProgress
             try:
                 if request.peaks and todo and writer.peaks is None:
-                    measure_before_sweep(console, plan, launcher, writer, is_shared=lock.is_shared())
+                    measure_before_sweep(console, plan, engine, writer)
                 with bar(console, len(plan.cases), done) as progress:
-                    run_plan(plan, launcher, writer, predictor, progress, lock.is_shared)
+                    run_plan(plan, engine, writer, predictor, progress)
             except KeyboardInterrupt:
                 say_how_to_go_on(console, request.program, request.words, request.out, out)
                 return None
     return out
-
-
-def _checked_host_memory(hello: Hello, memory_limit_bytes: int | None) -> int | None:
-    """Return the memory that cases on a CPU are checked against before they run, None for no check.
-
-    Under a limit that lies below what the check allows, running out harms nobody and is what one wants to see.
-    """
-    if hello.environment.device_type != "cpu" or hello.available_bytes is None:
-        return None
-    if memory_limit_bytes is not None and memory_limit_bytes <= MEMORY_SHARE * hello.available_bytes:
-        return None
-    return hello.available_bytes
 
 
 def _default_out(device_type: str, part: Part | None) -> Path:
@@ -240,14 +253,17 @@ def _open(out: Path, manifest: Manifest) -> RunWriter:
         raise SpecError(f"cannot write to {out}: {error.strerror or error}") from error
 
 
-def _announce(console: Console, plan: Plan, steps: Sequence[Step], hello: Hello, manifest: Manifest, out: Path) -> None:
+def _announce(
+    console: Console, plan: Plan, steps: Sequence[Step], engine: Engine, manifest: Manifest, out: Path
+) -> None:
     """Say what is planned, how long it should take and what is measured, before anything is."""
     recorded = len(plan.cases) - len(steps)
     cells = len({case.cell for case in plan.cases})
     line = f"{cells} cell{'' if cells == 1 else 's'} planned"
     line += f", in all {len(plan.cases)} cases" if len(plan.cases) > cells else ""
     line += f", {recorded} of them recorded already" if recorded else ""
-    line += f"; predicted {format_duration(scheduled_seconds(steps))} from FLOPs alone, corrected as cells finish"
+    predicted_seconds = scheduled_seconds(steps, engine.places)
+    line += f"; predicted {format_duration(predicted_seconds)} from FLOPs alone, corrected as cells finish"
     if plan.deadline is not None:
         line += f"; {format_duration(max(0.0, plan.deadline - time.monotonic()))} of the time budget left for them"
     console.print(line, highlight=False, soft_wrap=True)
@@ -255,8 +271,10 @@ def _announce(console: Console, plan: Plan, steps: Sequence[Step], hello: Hello,
         console.print(describe_shard(manifest.shard), highlight=False, soft_wrap=True)
     replicates = plan.protocol.replicates
     line = f"replicates: {replicates}{', each a pass over all cells in a fresh process' if replicates > 1 else ''}"
-    line += f"; energy: {_describe_energy(plan.energy, hello)}"
+    line += f"; energy: {_describe_energy(plan.energy, engine.hello)}"
     console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if engine.places > 1 or engine.hello.environment.node is not None:
+        console.print(f"places: {engine.describe_places()}", highlight=False, markup=False, soft_wrap=True)
     if manifest.settings.memory_limit_bytes is not None:
         line = describe_memory_limit(manifest.settings.memory_limit_bytes)
         console.print(line, highlight=False, soft_wrap=True)

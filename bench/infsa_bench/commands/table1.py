@@ -14,9 +14,11 @@ from infsa_bench.analyze.claims import PROPOSED
 from infsa_bench.analyze.run import Run, load_run
 from infsa_bench.analyze.sides import Side, paper_side, sides_of
 from infsa_bench.analyze.table1 import STRESS_CELLS, TABLE_CELLS, Table1, table1
+from infsa_bench.commands.fleet import run_on_each, words_for_table
 from infsa_bench.commands.options import SweepRequest, parse_implementations
 from infsa_bench.commands.report import announce, write_report
-from infsa_bench.commands.sweep import INTERRUPTED, cases_of_axes, measure
+from infsa_bench.commands.resuming import INTERRUPTED, say_how_to_go_on
+from infsa_bench.commands.sweep import cases_of_axes, measure
 from infsa_bench.errors import SpecError, UnknownNameError
 from infsa_bench.paper import ABLATION_BATCH_SIZE, ABLATION_CONFIG, ABLATION_RESOLUTION, published_ablation
 from infsa_bench.report.ablation import (
@@ -30,6 +32,7 @@ from infsa_bench.report.ablation import (
 from infsa_bench.report.grid import grid_terminal
 from infsa_bench.report.table1_forms import print_table1, table1_csv, table1_json, table1_latex, table1_markdown
 from infsa_bench.spec import PHASES, Case, parse_names
+from infsa_bench.store import reports_path
 from infsa_models.options import options_of
 
 PAPER = "paper"
@@ -87,6 +90,8 @@ def print_table(request: Table1Request, console: Console) -> int:
     out = Path(request.run) if request.run else _default_out(request.sweep.shard)
     words = request.sweep.words if request.run else (*request.sweep.words, str(out))
     sweep_request = replace(request.sweep, out=out, words=words)
+    if sweep_request.per_accelerator:
+        return _print_fleet(request, sweep_request, out, console)
     # What is printed besides the table must not get into a file that it is written to.
     progress = console if request.form == TERMINAL else Console(stderr=True)
     measured = measure(sweep_request, progress, ablation_cases if request.is_ablation else table_cases)
@@ -98,6 +103,18 @@ def print_table(request: Table1Request, console: Console) -> int:
     announce(write_report([found], found.reports_path), progress)
     _print(request, str(measured), theirs, console)
     return 0
+
+
+def _print_fleet(request: Table1Request, sweep: SweepRequest, out: Path, console: Console) -> int:
+    """Measure and print the table on every accelerator type; return the exit code."""
+    if request.form != TERMINAL:
+        raise SpecError(f"--format {request.form}: measure on each accelerator type first, then print the run of each")
+    code, folders = run_on_each(sweep, out, words_for_table(sweep.words, str(out)), console)
+    if code == INTERRUPTED:
+        say_how_to_go_on(console, sweep.program, sweep.words, out, out)
+    elif code == 0 and not sweep.dry_run and len(folders) > 1:
+        announce(write_report([load_run(folder) for folder in folders], reports_path(out)), console)
+    return code
 
 
 def _refuse_measuring_options(sweep: SweepRequest) -> None:

@@ -17,7 +17,9 @@ from infsa_bench.energy_plan import EnergyPreset, trials_of_replicate
 from infsa_bench.errors import SpecError, SweepStoppedError
 from infsa_bench.execute.messages import Finding, Finished, ProbeCommand, RunCommand, StageReached
 from infsa_bench.execute.process import (
+    Abandonment,
     Worker,
+    WorkerAbandonedError,
     WorkerCommand,
     WorkerEndedError,
     WorkerKilledError,
@@ -74,25 +76,31 @@ class Launcher:
         self._device = device
         self._command = command
         self._memory_limit_bytes: int | None = None
-        self._worker: Worker | None = start_worker(device, command)
+        self._abandonment = Abandonment()
+        try:
+            self._worker: Worker | None = start_worker(device, command, abandonment=self._abandonment)
+        except BaseException:
+            self._abandonment.close()
+            raise
         self._has_run = False
         self._calibration: EnergyCalibration | None = None
         self.hello = self._worker.hello
         # "auto" was resolved by the first worker; its successors must not choose again.
         self._device = self.hello.environment.device
 
-    def limit_memory(self, limit_bytes: int) -> None:
-        """Have every worker take no more than so many bytes, as on a smaller device; try it out once.
+    def limit_memory(self, limit_bytes: int, *, is_tried_out: bool = True) -> None:
+        """Have every worker take no more than so many bytes, as on a smaller device; try it out once, or do not.
 
         Raises:
             SpecError: the device cannot be limited to that, or the limit does not hold.
         """
         self._memory_limit_bytes = None
         try:
-            self._ready_worker().limit_memory(limit_bytes, is_tried_out=True)
+            self._ready_worker().limit_memory(limit_bytes, is_tried_out=is_tried_out)
         finally:
-            # What was allocated for trying it out could change the first number.
-            self.close()
+            if is_tried_out:
+                # What was allocated for it could change the first number.
+                self.close()
         self._memory_limit_bytes = limit_bytes
 
     def check(self, mechanisms: tuple[str, ...]) -> None:
@@ -201,6 +209,13 @@ class Launcher:
             assert isinstance(outcome, Failure)
             attempts.append(Attempt(stage=outcome.stage, message=outcome.message))
 
+    def abandon(self) -> None:
+        """Have whoever waits for the worker in another thread, or will, wait no longer: WorkerAbandonedError is raised.
+
+        The worker itself is left to :meth:`close`.
+        """
+        self._abandonment.declare()
+
     def close(self) -> None:
         """End the worker.
 
@@ -217,12 +232,17 @@ class Launcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        finally:
+            self._abandonment.close()
 
     def _ready_worker(self) -> Worker:
         if self._worker is None:
             try:
-                self._worker = start_worker(self._device, self._command, self._memory_limit_bytes)
+                self._worker = start_worker(
+                    self._device, self._command, self._memory_limit_bytes, abandonment=self._abandonment
+                )
                 self._has_run = False
             except SpecError as error:
                 # It could be used when the sweep began.
@@ -230,25 +250,34 @@ class Launcher:
         return self._worker
 
 
-def start_worker(device: str, command: WorkerCommand, memory_limit_bytes: int | None = None) -> Worker:
+def start_worker(
+    device: str,
+    command: WorkerCommand,
+    memory_limit_bytes: int | None = None,
+    *,
+    abandonment: Abandonment | None = None,
+) -> Worker:
     """Return a worker that is ready and limited; one that is killed from outside before it is, is replaced.
 
     Raises:
         SpecError: the device cannot be used.
         SweepStoppedError: the worker did not start, or was killed :data:`MAX_STARTS` times in a row.
+        WorkerAbandonedError: ``abandonment`` was declared meanwhile.
     """
     for _ in range(MAX_STARTS - 1):
         with contextlib.suppress(WorkerKilledError):
-            return _start_once(device, command, memory_limit_bytes)
-    return _start_once(device, command, memory_limit_bytes)
+            return _start_once(device, command, memory_limit_bytes, abandonment)
+    return _start_once(device, command, memory_limit_bytes, abandonment)
 
 
-def _start_once(device: str, command: WorkerCommand, memory_limit_bytes: int | None) -> Worker:
-    worker = Worker(device, command)
+def _start_once(
+    device: str, command: WorkerCommand, memory_limit_bytes: int | None, abandonment: Abandonment | None
+) -> Worker:
+    worker = Worker(device, command, abandonment)
     if memory_limit_bytes is not None:
         try:
             worker.limit_memory(memory_limit_bytes, is_tried_out=False)
-        except (SpecError, WorkerKilledError):
+        except (SpecError, WorkerKilledError, WorkerAbandonedError):
             worker.stop()
             raise
     return worker

@@ -29,7 +29,7 @@ from infsa_bench.measure.latency import (
     warm_up,
 )
 from infsa_bench.measure.nvml import THROTTLE_REASONS
-from infsa_bench.measure.processors import OtherLoad
+from infsa_bench.measure.processors import OtherLoad, own_cores
 from infsa_bench.measure.stopwatch import Stopwatch
 from infsa_bench.record import Measurement, TracePoint
 
@@ -71,7 +71,7 @@ class MeasuredCase:
         self._reporter.reach("timing")
         gpu, peak_memory = self._instruments.gpu, self._instruments.peak_memory
         state_before = gpu.state() if gpu else None
-        others = OtherLoad() if device.type == "cpu" else None
+        others = OtherLoad(cores=own_cores()) if device.type == "cpu" else None
         compiled_before = compiled_graphs()
         peak_memory.reset()
         left = None if limit is None else max(0.0, limit - sum(warmup_seconds))

@@ -84,10 +84,12 @@ class RunCommand:
 class Hello:
     """The worker is ready. Rates of a matrix product by dtype name, in FLOP/s; host memory it could still take.
 
-    ``energy_source`` is None where no energy can be measured; ``no_energy_reason`` then says why.
+    ``gpus`` are the CUDA devices that it sees, its own among them. ``energy_source`` is None where no energy can be
+    measured; ``no_energy_reason`` then says why.
     """
 
     environment: Environment
+    gpus: tuple[str, ...]
     matmul_flops_per_second: dict[str, float]
     available_bytes: int | None
     energy_source: EnergySource | None

@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -83,20 +84,48 @@ class WorkerTimeoutError(Exception):
     """The worker has not answered in time."""
 
 
+class WorkerAbandonedError(Exception):
+    """Who waited for the worker was told to wait no longer."""
+
+
+class Abandonment:
+    """Tells who waits for a worker in another thread to wait no longer, now or ever after."""
+
+    def __init__(self) -> None:
+        self._waiting, self._telling = socket.socketpair()
+
+    def declare(self) -> None:
+        """End every wait."""
+        self._telling.send(b"x")
+
+    def fileno(self) -> int:
+        """Return what can be read once it is declared."""
+        return self._waiting.fileno()
+
+    def close(self) -> None:
+        """Give its descriptors back."""
+        self._waiting.close()
+        self._telling.close()
+
+
 class Worker:
     """A running worker process in a session of its own, with its pipe of messages."""
 
-    def __init__(self, device: str, command: WorkerCommand = worker_command) -> None:
+    def __init__(
+        self, device: str, command: WorkerCommand = worker_command, abandonment: Abandonment | None = None
+    ) -> None:
         """Start the process and wait until it is ready.
 
         Raises:
             SpecError: the device cannot be used.
+            WorkerAbandonedError: ``abandonment`` was declared; it also ends every :meth:`receive`.
             WorkerKilledError: the worker was killed before it was ready.
             SweepStoppedError: it did not start for another reason.
         """
         read_fd, write_fd = os.pipe()
         self._read_fd = read_fd
         self._pending = b""
+        self._abandonment = abandonment
         self._memory_kills = memory_kills()
         self._output = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the worker
         try:
@@ -143,13 +172,17 @@ class Worker:
         Raises:
             WorkerTimeoutError: none came within ``seconds``.
             WorkerEndedError: the worker ended, or wrote something that is no message.
+            WorkerAbandonedError: nobody waits for it any more.
         """
+        waited_for = [self._read_fd] if self._abandonment is None else [self._read_fd, self._abandonment.fileno()]
         deadline = None if seconds is None else time.monotonic() + seconds
         while b"\n" not in self._pending:
             remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
-            ready, _, _ = select.select([self._read_fd], [], [], remaining)
+            ready, _, _ = select.select(waited_for, [], [], remaining)
             if not ready:
                 raise WorkerTimeoutError
+            if self._read_fd not in ready:
+                raise WorkerAbandonedError
             chunk = os.read(self._read_fd, 2**20)
             if not chunk:
                 raise self._ended()

@@ -84,6 +84,7 @@ def main() -> None:
         send(
             Hello(
                 environment=environment,
+                gpus=tuple(f"cuda:{index}" for index in range(torch.cuda.device_count())),
                 matmul_flops_per_second=rates,
                 available_bytes=available_host_bytes(),
                 energy_source=instruments.energy_source,

@@ -17,7 +17,7 @@ import torch
 from infsa_bench.machine import Environment
 from infsa_bench.measure.latency import SAMPLE_SECONDS
 from infsa_bench.measure.memory import release_freed_memory
-from infsa_bench.measure.processors import OtherLoad
+from infsa_bench.measure.processors import OtherLoad, own_cores
 from infsa_bench.measure.queues import MARKS, Clock, Queue, open_queue
 from infsa_bench.peaks import MeasuredPeaks, MeasuredRate
 
@@ -58,7 +58,7 @@ def measure_peaks(
     """
     effort = effort or (CUDA_EFFORT if device.type == "cuda" else CPU_EFFORT)
     begin = clock()
-    others = OtherLoad() if device.type == "cpu" else None
+    others = OtherLoad(cores=own_cores()) if device.type == "cpu" else None
     queue = open_queue(device, clock)
     dtypes = {"fp32": torch.float32}
     if device.type == "cuda":

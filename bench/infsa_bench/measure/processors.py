@@ -15,15 +15,19 @@ LEAST_SECONDS = 0.25
 
 
 class OtherLoad:
-    """The share of all cores that other processes use, from when this is made until it is asked."""
+    """The share of the cores that other processes use, from when this is made until it is asked.
 
-    def __init__(self, stat: Path = STAT) -> None:
+    ``cores`` are those that count, None for all: a process that is kept to some of them cares for nobody on the others.
+    """
+
+    def __init__(self, stat: Path = STAT, cores: frozenset[int] | None = None) -> None:
         self._stat = stat
+        self._names = frozenset({"cpu"} if cores is None else {f"cpu{core}" for core in cores})
         self._begin = self._machine_seconds()
         self._begin_own = own_seconds()
 
     def share(self) -> float | None:
-        """Return the share of all cores, 0 to 1; None where the system does not tell, or too little time has passed."""
+        """Return the share of the cores, 0 to 1; None where the system does not tell, or too little time has passed."""
         end, own = self._machine_seconds(), own_seconds() - self._begin_own
         if self._begin is None or end is None or end[1] - self._begin[1] < LEAST_SECONDS:
             return None
@@ -36,17 +40,24 @@ class OtherLoad:
         return share is not None and share > SHARED_CORES
 
     def _machine_seconds(self) -> tuple[float, float] | None:
-        """Busy and all seconds of the machine's cores since it started."""
+        """Busy and all seconds of the cores that count since the machine started."""
         try:
-            user, nice, system, idle, iowait, irq, softirq, steal = (
-                int(field) for field in self._stat.read_text().split("\n", 1)[0].split()[1:9]
-            )
+            lines = [line.split() for line in self._stat.read_text().splitlines()]
+            found = [[int(field) for field in words[1:9]] for words in lines if words and words[0] in self._names]
+            user, nice, system, idle, iowait, irq, softirq, steal = map(sum, zip(*found, strict=True))
         except (OSError, ValueError):
+            return None
+        if len(found) != len(self._names):
             return None
         hertz = os.sysconf("SC_CLK_TCK")
         # What a hypervisor gives to other machines is somebody else's use, too.
         busy = user + nice + system + irq + softirq + steal
         return busy / hertz, (busy + idle + iowait) / hertz
+
+
+def own_cores() -> frozenset[int]:
+    """Return the cores that this process may run on."""
+    return frozenset(os.sched_getaffinity(0))
 
 
 def own_seconds() -> float:

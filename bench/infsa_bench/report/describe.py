@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from infsa_bench.analyze.energy import SYSTEMATIC_RELATIVE
 from infsa_bench.analyze.roofline import data_sheet
 from infsa_bench.analyze.summary import MIN_PROCESSES, SummaryRow
 from infsa_bench.energy_plan import energy_preset, trials_of_replicate
-from infsa_bench.machine import Environment, GpuFacts
+from infsa_bench.machine import Environment, GpuFacts, alike
 from infsa_bench.protocol import (
     PRECISION_TARGET,
     SLOW_ITERATION_SECONDS,
@@ -23,6 +23,8 @@ from infsa_bench.report.units import format_bytes, format_duration, significant
 from infsa_bench.shard import Shard
 from infsa_bench.spec import Case
 from infsa_bench.store import Settings, StoredRun
+
+MAX_NAMED_DEVICES = 8
 
 SOURCES = {
     "nvml_counter": "energy counter of NVML",
@@ -40,7 +42,7 @@ SCOPES = {
 def describe_run(run: StoredRun, rows: Sequence[SummaryRow]) -> list[str]:
     """Return what a reader must know before the numbers, a line each."""
     settings = run.manifest.settings
-    lines = [f"Environment {key}: {describe_environment(found)}" for key, found in run.manifest.environments.items()]
+    lines = describe_environments(run.manifest.environments)
     if settings.memory_limit_bytes is not None:
         lines.append(describe_memory_limit(settings.memory_limit_bytes))
     lines += _peaks(run)
@@ -77,6 +79,29 @@ def describe_run(run: StoredRun, rows: Sequence[SummaryRow]) -> list[str]:
         lines.append(f"Time spent on measured cells (by cell in the CSV): {stages}")
     # Names and reasons may come from somebody else's file.
     return [one_line(line) for line in lines]
+
+
+def describe_environments(environments: Mapping[str, Environment]) -> list[str]:
+    """Return a line for each kind of environment, and one more where several devices are of that kind."""
+    kinds: dict[str, list[Environment]] = {}
+    for key, first in alike(environments).items():
+        kinds.setdefault(first, []).append(environments[key])
+    lines = []
+    for key, (first_of_kind, *others) in kinds.items():
+        lines.append(f"Environment {key}: {describe_environment(first_of_kind)}")
+        if others:
+            names = ", ".join(_place(found) for found in others[:MAX_NAMED_DEVICES])
+            more = len(others) - MAX_NAMED_DEVICES
+            lines.append(
+                f"Also measured on {len(others)} like it, so that what two cells differ by may be what two devices do: "
+                f"{names}" + (f" and {more} more" if more > 0 else "")
+            )
+    return lines
+
+
+def _place(environment: Environment) -> str:
+    """The device, and where it is."""
+    return environment.device if environment.node is None else f"{environment.device} of {environment.node}"
 
 
 def _peaks(run: StoredRun) -> list[str]:
@@ -124,7 +149,9 @@ def describe_protocol(protocol: Protocol) -> str:
 
 def describe_environment(environment: Environment) -> str:
     """Return one line: device, memory, versions, commit."""
-    parts = [f"{environment.device} ({environment.device_name}, {format_bytes(environment.device_memory_bytes)})"]
+    parts = [f"{_place(environment)} ({environment.device_name}, {format_bytes(environment.device_memory_bytes)})"]
+    if environment.accelerator is not None:
+        parts.append(f"accelerator type {environment.accelerator}")
     if environment.device_type == "cpu":
         parts.append(f"{environment.torch_threads} threads")
     else:

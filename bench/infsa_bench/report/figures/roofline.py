@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 from infsa_bench.analyze.roofline import data_sheet
 from infsa_bench.analyze.run import Run
 from infsa_bench.analyze.summary import SummaryRow
-from infsa_bench.peaks import peaks_of
+from infsa_bench.machine import like
+from infsa_bench.peaks import measured_device, peaks_of
 from infsa_bench.report.figures.selection import (
     Series,
     blocks_with,
@@ -118,8 +119,9 @@ def roofline_panels(run: Run) -> list[Panel]:
     """Return the blocks that have counted operations, and peaks of their own device in their precision."""
     panels = []
     for title, block in blocks_with(run.rows, _is_counted):
-        environment = run.manifest.environments.get(block[0].environment)
+        devices = like(run.manifest.environments, block[0].environment)
         precision = block[0].case.precision
+        environment = measured_device(devices, run.all_peaks) if devices else None
         peaks = None if environment is None else peaks_of(environment, run.all_peaks)
         if environment is None or peaks is None:
             continue

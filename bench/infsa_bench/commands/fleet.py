@@ -1,0 +1,108 @@
+"""``--per-accelerator``: the same command once for every accelerator type of a Ray cluster, all at the same time.
+
+Each type has a run of its own, in a folder beside the one that was named: ``results/fleet-A100`` and so on. So a case
+has the same id on every type, and resuming, comparing, merging and reporting work as they do for any run; records of
+different hardware cannot mix, for they never meet in a folder.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from infsa_bench.commands.measuring import PYTHON
+from infsa_bench.commands.options import RAY_ADDRESS, SweepRequest, check_options
+from infsa_bench.commands.resuming import INTERRUPTED
+from infsa_bench.errors import SpecError
+from infsa_bench.execute.process import environment_for_python
+from infsa_bench.execute.ray_engine import Cluster, accelerator_types
+
+FLAG = "--per-accelerator"
+
+WordsOf = Callable[[Path], list[str]]
+"""Returns the words of the command for a folder, without :data:`FLAG`."""
+
+
+def run_on_each(request: SweepRequest, out: Path, words_of: WordsOf, console: Console) -> tuple[int, list[Path]]:
+    """Run a command on each accelerator type; return the exit code and the folders.
+
+    The code is 0 if all of them ended so, 130 if they were interrupted, else that of the first that did not.
+
+    Raises:
+        SpecError: an option makes no sense, or the cluster has no accelerator types.
+    """
+    check_options(request)
+    with Cluster(request.ray_address or RAY_ADDRESS) as cluster:
+        types = accelerator_types(cluster, request.device)
+    if not types:
+        raise SpecError(f"no node of the Ray cluster names an accelerator type: leave {FLAG} out")
+    folders = {name: out.with_name(f"{out.name}-{re.sub(r'[^A-Za-z0-9.-]', '-', name)}") for name in types}
+    commands = [[*PYTHON, *words_of(folder), "--accelerator", name] for name, folder in folders.items()]
+    console.print(f"accelerator types: {', '.join(types)}", highlight=False, markup=False, soft_wrap=True)
+    return _run_all(dict(zip(types, commands, strict=True)), console), list(folders.values())
+
+
+def words_for_sweep(words: Sequence[str]) -> WordsOf:
+    """Return what to type for another folder in the place of that of ``--out``."""
+    kept, is_value = [], False
+    for word in words:
+        if is_value or word == FLAG or word.startswith("--out="):
+            is_value = False
+            continue
+        is_value = word == "--out"
+        kept += [] if is_value else [word]
+    return lambda folder: [*kept, "--out", str(folder)]
+
+
+def words_for_table(words: Sequence[str], run: str) -> WordsOf:
+    """Return what to type for another folder in the place of ``run``, which is an argument by itself."""
+    kept = [word for word in words if word != FLAG]
+    places = [index for index, word in enumerate(kept) if word == run and kept[index - 1] != "--against"]
+
+    def words_of(folder: Path) -> list[str]:
+        return [str(folder) if index in places[:1] else word for index, word in enumerate(kept)]
+
+    return words_of
+
+
+def _run_all(commands: dict[str, list[str]], console: Console) -> int:
+    """Run commands at the same time; each line of theirs is printed after their name."""
+    processes = {
+        name: subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="backslashreplace",
+            env=environment_for_python(),
+            # An interrupt in the terminal is for this process, which hands it on once.
+            process_group=0,
+        )
+        for name, command in commands.items()
+    }
+
+    def relay(name: str, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            console.print(f"{name}: {line.rstrip()}", highlight=False, markup=False, soft_wrap=True)
+
+    relays = [threading.Thread(target=relay, args=pair) for pair in processes.items()]
+    for thread in relays:
+        thread.start()
+    try:
+        codes = [process.wait() for process in processes.values()]
+    except KeyboardInterrupt:
+        for process in processes.values():
+            process.send_signal(signal.SIGINT)
+        codes = [process.wait() for process in processes.values()]
+        return INTERRUPTED
+    finally:
+        for thread in relays:
+            thread.join()
+    return next((code for code in codes if code), 0)

@@ -1,0 +1,60 @@
+"""The engine that a sweep is run with, as its options ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from infsa_bench.analyze.comparability import differing_hardware
+from infsa_bench.commands.options import RAY_ADDRESS, SweepOptions, SweepRequest
+from infsa_bench.errors import SpecError
+from infsa_bench.execute.engines import Engine
+from infsa_bench.execute.local_engine import LocalEngine
+from infsa_bench.execute.ray_engine import Cluster, RayEngine
+from infsa_bench.execute.station import StartLauncher
+from infsa_bench.machine import Environment
+from infsa_bench.schedule import MEMORY_SHARE
+
+
+@contextmanager
+def opened_engine(request: SweepRequest, options: SweepOptions, start_launcher: StartLauncher) -> Iterator[Engine]:
+    """Lend the engine that is asked for, its places all of one hardware.
+
+    Raises:
+        SpecError: there is none, or its places are not all of one hardware.
+    """
+    if request.engine == "local":
+        with LocalEngine(options.devices, start_launcher, allow_shared=request.allow_shared) as local:
+            yield local
+        return
+    (device,) = options.devices
+    with (
+        Cluster(request.ray_address or RAY_ADDRESS) as cluster,
+        RayEngine(cluster, device, request.accelerator, allow_shared=request.allow_shared) as remote,
+    ):
+        first, *others = (hello.environment for hello in remote.hellos)
+        for other in others:
+            _refuse_unlike(first, other)
+        yield remote
+
+
+def _refuse_unlike(one: Environment, other: Environment) -> None:
+    differing = differing_hardware(one, other)
+    if differing:
+        raise SpecError(
+            f"{one.node} and {other.node} are different hardware ({', '.join(differing)}), which is never mixed in one "
+            "run: name one accelerator type with --accelerator"
+        )
+
+
+def checked_host_memory(engine: Engine, memory_limit_bytes: int | None) -> int | None:
+    """Return the memory that cases on a CPU are checked against before they run, None for no check.
+
+    Under a limit that lies below what the check allows, running out harms nobody and is what one wants to see.
+    """
+    available_bytes = engine.available_bytes
+    if engine.hello.environment.device_type != "cpu" or available_bytes is None:
+        return None
+    if memory_limit_bytes is not None and memory_limit_bytes <= MEMORY_SHARE * available_bytes:
+        return None
+    return available_bytes

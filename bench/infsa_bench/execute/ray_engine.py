@@ -1,0 +1,401 @@
+"""The nodes of a Ray cluster: each case is a task with one GPU of a node or, without GPUs, with the whole node.
+
+The tasks are those of an actor for each device, not free ones: a worker can then be used again as it is on one machine,
+what is known of an energy counter stays with its GPU, and which device a task was on is known even if it never comes
+back. Free tasks, each with a worker of its own, took six times as long for a sweep of small cells. The actors hold
+their devices until the sweep ends.
+
+This process hands the cases out and is the only one that writes; Ray reserves the devices and carries the texts.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from infsa_bench.codec import decode, encode
+from infsa_bench.errors import PeaksUnavailableError, SpecError
+from infsa_bench.execute.engines import Ended, Task
+from infsa_bench.execute.messages import Hello, PeaksMeasured
+from infsa_bench.execute.ray_station import Answer, Opened, Place, RayStation, order_of
+from infsa_bench.peaks import MeasuredPeaks
+from infsa_bench.record import EnergyCalibration
+
+INSTALL = "pip install 'infsa-bench[ray]'"
+ACCELERATOR_PREFIX = "accelerator_type:"
+OPEN_SECONDS = 240.0
+"""How long devices have to become ready; those that others keep busy for longer are left out."""
+
+KNOCK_SECONDS = 10.0
+"""How long an address has to answer at all."""
+
+CLOSE_SECONDS = 10.0
+"""How long workers have to end by themselves, before they are killed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A machine of the cluster, as Ray lists it: how many GPUs and cores it lends, and the names of its GPU's model."""
+
+    id: str
+    name: str
+    gpus: int
+    cores: int
+    accelerators: frozenset[str]
+
+    def slots(self, device: str) -> int:
+        """Return how many cases it takes at a time: one for each GPU or, on processors, one."""
+        return self.gpus if device == "cuda" else min(1, self.cores)
+
+
+class Cluster:
+    """A connection to a Ray cluster, which ends with it."""
+
+    def __init__(self, address: str) -> None:
+        """Connect to the cluster at ``address``; ``auto`` for the one that this machine belongs to.
+
+        Raises:
+            SpecError: Ray is not installed, or there is no such cluster.
+        """
+        self.ray = _import_ray()
+        try:
+            _knock(address)
+            self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise SpecError(
+                f"no Ray cluster at {address!r}: {reason}; start one with ray start --head, or name another "
+                "with --ray-address"
+            ) from None
+
+    def nodes(self) -> list[Node]:
+        """Return the nodes that are alive."""
+        found = [node for node in self.ray.nodes() if node["Alive"]]
+        hosts = Counter(node["NodeManagerHostname"] for node in found)
+        return [
+            Node(
+                id=node["NodeID"],
+                # Several nodes on one machine are told apart by what Ray calls them.
+                name=host if hosts[host := node["NodeManagerHostname"]] == 1 else f"{host}-{node['NodeID'][:8]}",
+                gpus=int(node["Resources"].get("GPU", 0)),
+                cores=int(node["Resources"].get("CPU", 0)),
+                accelerators=frozenset(
+                    name.removeprefix(ACCELERATOR_PREFIX)
+                    for name in node["Resources"]
+                    if name.startswith(ACCELERATOR_PREFIX)
+                ),
+            )
+            for node in found
+        ]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.ray.shutdown()
+
+
+class RayEngine:
+    """Runs tasks on the nodes of a cluster that have the device and, if one is named, the accelerator type."""
+
+    def __init__(self, cluster: Cluster, device: str, accelerator: str | None, *, allow_shared: bool = False) -> None:
+        """Start a worker on every device of the type ``device``: ``auto``, ``cuda`` or ``cpu``.
+
+        Raises:
+            SpecError: there is none, one of them cannot be used, or they are of several accelerator types.
+        """
+        self._cluster, self._ray = cluster, cluster.ray
+        self._accelerator = accelerator
+        self._memory_limit_bytes: int | None = None
+        self._running: dict[Any, tuple[Task, _RayPlace]] = {}
+        self._places: list[_RayPlace] = []
+        device, nodes = _nodes_with(cluster, device)
+        self._device = device
+        nodes = [node for node in nodes if accelerator is None or accelerator in node.accelerators]
+        if not nodes:
+            what = "a GPU" if device == "cuda" else "a core"
+            what += "" if accelerator is None else f" of accelerator type {accelerator}"
+            raise SpecError(f"no node of the Ray cluster has {what} to lend")
+        _refuse_several_types(nodes, accelerator)
+        # As many for every worker, so that no two nodes differ in their threads.
+        cores = min(node.cores // node.slots(device) for node in nodes)
+        start = _starting(self._ray, num_gpus=1 if device == "cuda" else 0, num_cpus=cores)
+        places = [
+            _RayPlace(node, _described(node, device, accelerator, allow_shared), start)
+            for node in nodes
+            for _ in range(node.slots(device))
+        ]
+        try:
+            self._places = self._open(places)
+        except BaseException:
+            self._end(places)
+            raise
+
+    @property
+    def hello(self) -> Hello:
+        """What the worker of the first device said."""
+        return self._places[0].hello
+
+    @property
+    def hellos(self) -> tuple[Hello, ...]:
+        """What the first worker of each device said."""
+        return tuple(place.hello for place in self._places)
+
+    @property
+    def devices(self) -> str:
+        """The type of device: which ones they are, is Ray's to choose."""
+        return self._device
+
+    @property
+    def available_bytes(self) -> int | None:
+        """The least of the host memory that a case could still take on any node."""
+        known = [hello.available_bytes for hello in self.hellos if hello.available_bytes is not None]
+        return min(known, default=None)
+
+    def describe_places(self) -> str:
+        """Return one line: how much the cluster lends, and what each worker has of its node."""
+        count, nodes = len(self._places), len({place.node.id for place in self._places})
+        threads = self.hello.environment.torch_threads
+        line = f"{count} {'GPU' if self._device == 'cuda' else 'processor'}{'' if count == 1 else 's'}"
+        line += f" of {nodes} node{'' if nodes == 1 else 's'}"
+        line += "" if self._accelerator is None else f" of accelerator type {self._accelerator}"
+        return f"{line}; each worker has {threads} thread{'' if threads == 1 else 's'}"
+
+    def check(self, mechanisms: tuple[str, ...]) -> None:
+        """Try out ``package.module:Class`` mechanisms on every device; raises as :meth:`Launcher.check`."""
+        if mechanisms:
+            self._refuse_problems((place, place.actor.check.remote(list(mechanisms))) for place in self._places)
+
+    def limit_memory(self, limit_bytes: int) -> None:
+        """Limit the memory of every device; raises as :meth:`Launcher.limit_memory`."""
+        self._refuse_problems((place, place.actor.limit_memory.remote(limit_bytes)) for place in self._places)
+        self._memory_limit_bytes = limit_bytes
+
+    def measure_peaks(self) -> MeasuredPeaks:
+        """Measure what the first device can do, while the others do nothing; raises as Launcher.measure_peaks."""
+        try:
+            found = decode(PeaksMeasured, self._ray.get(self._places[0].actor.measure_peaks.remote()))
+        except self._ray.exceptions.RayError as error:
+            raise PeaksUnavailableError(f"the peaks cannot be measured: {_reason(error)}") from None
+        if found.peaks is None:
+            raise PeaksUnavailableError(found.problem or "the peaks cannot be measured")
+        return found.peaks
+
+    def is_shared(self) -> bool:
+        """Tell whether another sweep runs on one of the devices just now."""
+        try:
+            return any(self._ray.get([place.actor.is_shared.remote() for place in self._places]))
+        except self._ray.exceptions.RayError:
+            return False
+
+    @property
+    def places(self) -> int:
+        """How many devices are not lost."""
+        return len(self._usable())
+
+    def has_room(self, avoided: frozenset[str] = frozenset()) -> bool:
+        """Tell whether a device is free; as :meth:`Engine.has_room`."""
+        return self._free(avoided) is not None
+
+    def start(self, task: Task) -> None:
+        """Begin a task on a free device."""
+        place = self._free(task.avoided)
+        assert place is not None
+        self._running[place.run(encode(order_of(task, self._memory_limit_bytes)))] = (task, place)
+
+    def wait(self) -> Ended:
+        """Wait for a task to end."""
+        (ref, *_), _ = self._ray.wait(list(self._running), num_returns=1)
+        task, place = self._running.pop(ref)
+        try:
+            answer = decode(Answer, self._ray.get(ref))
+            place.is_lost = answer.lost is not None
+        except self._ray.exceptions.RayTaskError:
+            # Nothing was lost: the fault is ours.
+            raise
+        except self._ray.exceptions.RayError as error:
+            answer = Answer(environment=None, seconds=0.0, outcome=None, lost=_reason(error))
+            # If its node lives on, the next task there has another actor.
+            place.actor = None
+        return Ended(
+            task=task,
+            place=place.node.name,
+            environment=answer.environment or place.hello.environment,
+            seconds=answer.seconds,
+            run=answer.run,
+            lost=None if answer.lost is None else f"{place.node.name}: {answer.lost}",
+            is_shared=answer.is_shared,
+        )
+
+    def calibrate(self) -> list[EnergyCalibration]:
+        """Watch each idle device whose energy was measured once more."""
+        found = []
+        for ref in [place.actor.calibrate.remote() for place in self._usable() if place.actor is not None]:
+            # Every case is on disk already.
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                text = self._ray.get(ref)
+                found += [] if text is None else [decode(EnergyCalibration, text)]
+        return found
+
+    def _open(self, places: Sequence[_RayPlace]) -> list[_RayPlace]:
+        """Return the places that are ready, and say what is wrong with one that is not."""
+        refs = {place.actor.open.remote(): place for place in places}
+        ready, late = self._ray.wait(list(refs), num_returns=len(refs), timeout=OPEN_SECONDS)
+        self._end(refs[ref] for ref in late)
+        lost: list[str] = []
+        for ref in ready:
+            place = refs[ref]
+            try:
+                answer = decode(Opened, self._ray.get(ref))
+            except self._ray.exceptions.RayActorError as error:
+                lost.append(f"{place.node.name}: {_reason(error)}")
+                continue
+            if answer.hello is None:
+                raise SpecError(f"{place.node.name}: {answer.problem}")
+            place.hello = answer.hello
+        found = [place for place in places if hasattr(place, "hello")]
+        if not found:
+            reason = lost[0] if lost else f"none was free within {OPEN_SECONDS:.0f} s"
+            raise SpecError(
+                f"no node of the Ray cluster can be used: {reason}; each needs this very infsa-bench, and Ray's"
+            )
+        return found
+
+    def _refuse_problems(self, refs: Iterable[tuple[_RayPlace, Any]]) -> None:
+        """Raise the first problem that an actor answers with."""
+        for place, ref in list(refs):
+            try:
+                problem = self._ray.get(ref)
+            except self._ray.exceptions.RayActorError as error:
+                problem = _reason(error)
+            if problem is not None:
+                raise SpecError(f"{place.node.name}: {problem}")
+
+    def _usable(self) -> list[_RayPlace]:
+        alive = {node.id for node in self._cluster.nodes()}
+        return [place for place in self._places if not place.is_lost and place.node.id in alive]
+
+    def _free(self, avoided: frozenset[str]) -> _RayPlace | None:
+        usable = self._usable()
+        usable = [place for place in usable if place.node.name not in avoided] or usable
+        busy = [place for _, place in self._running.values()]
+        return next((place for place in usable if place not in busy), None)
+
+    def _end(self, places: Iterable[_RayPlace]) -> None:
+        for place in places:
+            if place.actor is not None:
+                # Its worker dies with it.
+                self._ray.kill(place.actor)
+                place.actor = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self._running:
+            refs = [place.actor.close.remote() for place in self._usable() if place.actor is not None]
+            if refs:
+                self._ray.wait(refs, num_returns=len(refs), timeout=CLOSE_SECONDS)
+        self._end(self._places)
+
+
+class _RayPlace:
+    """A device of a node, and the actor that has it; None where it was lost."""
+
+    hello: Hello
+
+    def __init__(self, node: Node, place: Place, start: Callable[[Node, str], Any]) -> None:
+        self.node = node
+        self.is_lost = False
+        self._start: Callable[[], Any] = functools.partial(start, node, encode(place))
+        self.actor: Any = self._start()
+
+    def run(self, order: str) -> Any:
+        """Have the actor run an order, one that takes the place of a lost one included."""
+        if self.actor is None:
+            self.actor = self._start()
+        return self.actor.run.remote(order)
+
+
+def accelerator_types(cluster: Cluster, device: str) -> list[str]:
+    """Return the accelerator types of the nodes that have the device: ``auto``, ``cuda`` or ``cpu``."""
+    _, nodes = _nodes_with(cluster, device)
+    return sorted({name for node in nodes for name in node.accelerators})
+
+
+def _nodes_with(cluster: Cluster, device: str) -> tuple[str, list[Node]]:
+    """Return the type of device that is meant, and the nodes that lend one."""
+    nodes = cluster.nodes()
+    if device == "auto":
+        device = "cuda" if any(node.gpus for node in nodes) else "cpu"
+    return device, [node for node in nodes if node.slots(device)]
+
+
+def _described(node: Node, device: str, accelerator: str | None, allow_shared: bool) -> Place:
+    return Place(
+        device=device,
+        node=node.name,
+        accelerator=accelerator or min(node.accelerators, default=None),
+        allow_shared=allow_shared,
+    )
+
+
+def _starting(ray: Any, *, num_gpus: int, num_cpus: int) -> Callable[[Node, str], Any]:
+    """Return what starts an actor on a node, with so much of it."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # A case that comes to nothing is ours to repeat, and to record.
+    actor = ray.remote(num_gpus=num_gpus, num_cpus=num_cpus, max_restarts=0, max_task_retries=0)(RayStation)
+    affinity: Any = NodeAffinitySchedulingStrategy
+
+    def start(node: Node, place: str) -> Any:
+        strategy = affinity(node_id=node.id, soft=False)
+        return actor.options(scheduling_strategy=strategy).remote(place)
+
+    return start
+
+
+def _knock(address: str) -> None:
+    """See whether anybody listens at an address, of which Ray itself would take minutes to despair.
+
+    Raises:
+        OSError: nobody does.
+    """
+    found = re.fullmatch(r"(?:ray://)?\[?([^/\]]+?)\]?:([0-9]{1,5})", address)
+    if found:
+        socket.create_connection((found[1], int(found[2])), KNOCK_SECONDS).close()
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise SpecError(f"--engine ray needs Ray, which is not installed: {INSTALL}") from None
+    return ray
+
+
+def _refuse_several_types(nodes: Sequence[Node], accelerator: str | None) -> None:
+    if accelerator is None and len({node.accelerators for node in nodes}) > 1:
+        names = sorted({name for node in nodes for name in node.accelerators})
+        raise SpecError(
+            f"the Ray cluster has several accelerator types ({', '.join(names)}), which are never mixed in one run: "
+            "choose one with --accelerator, or run the plan on each with --per-accelerator"
+        )
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what Ray says, which has many."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
