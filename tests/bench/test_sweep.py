@@ -23,6 +23,7 @@ import sample_records
 from fake_worker import CALIBRATION, CALIBRATION_LATER, ENVIRONMENT, TRACE
 from test_launcher import fake_command_of, make_case, wait_until_gone
 
+from infsa_bench.analyze.dominance import Dominance
 from infsa_bench.analyze.predict import Prediction, Predictor
 from infsa_bench.codec import decode
 from infsa_bench.energy_plan import ENERGY_PRESETS, EnergyPreset, TrialShare
@@ -34,7 +35,7 @@ from infsa_bench.execute.messages import RunCommand
 from infsa_bench.peaks import PEAKS
 from infsa_bench.protocol import PROTOCOLS, Protocol
 from infsa_bench.record import EnergyCalibration, Failure, Measurement, Record, TracePoint
-from infsa_bench.schedule import FIRST_SHARE_SECONDS, Plan, Share, Step, schedule, scheduled_seconds, share_out
+from infsa_bench.schedule import FIRST_SHARE_SECONDS, Agenda, Plan, Share, Step, schedule, scheduled_seconds, share_out
 from infsa_bench.spec import Case, Sweep
 from infsa_bench.store import RECORDS, Manifest, RunWriter, Settings, is_run, load, load_manifest
 from infsa_bench.sweep import run_plan
@@ -269,6 +270,16 @@ def test_a_budget_shortens_what_is_predicted_but_not_below_the_least() -> None:
     assert large.share == Share(seconds=large.prediction.least_seconds, limit_seconds=2.0)
     assert small.prediction.seconds > small.prediction.fixed_seconds + 2.0
     assert large.prediction.seconds > large.prediction.least_seconds
+
+
+@pytest.mark.parametrize("seconds", [None, 1e6])
+def test_the_budget_of_a_cell_holds_between_two_plans_as_well(seconds: float | None) -> None:
+    cases = [sample_records.make_case(resolution=16 * side) for side in range(1, 301)]
+    plan, predictor = make_plan(cases, seconds=seconds, case_budget_seconds=2.0), Predictor({"fp32": 1e12})
+    agenda = Agenda(plan, predictor, cases, Dominance())
+    steps = list(iter(agenda.next, None))
+    assert len(steps) == 300
+    assert {step.share.limit_seconds for step in steps if step.share} == {2.0}
 
 
 def test_the_share_reaches_the_worker_and_energy_comes_on_top(tmp_path: Path) -> None:

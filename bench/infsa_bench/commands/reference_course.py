@@ -156,8 +156,9 @@ def _reason_not_to_run(step: Step, environment: Environment) -> str | None:
 
 def command_of(step: Step) -> tuple[list[str], tuple[str, ...]]:
     """Return what is run for a step, and what one would type for it."""
-    if step.program == "pytest":
-        return [sys.executable, "-m", "pytest", *step.words], ("python3", "-m", "pytest", *step.words)
+    if step.program != "infsa-bench":
+        words = ("-m", "pytest", *step.words) if step.program == "pytest" else step.words
+        return [sys.executable, *words], ("python3", *words)
     return [*PYTHON, *step.words], ("infsa-bench", *step.words)
 
 

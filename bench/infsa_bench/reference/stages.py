@@ -17,7 +17,7 @@ from infsa_bench.errors import UnknownNameError
 from infsa_bench.reference.sizes import FULL, Sizes
 from infsa_models.registry import CONFIGS
 
-Program = Literal["infsa-bench", "pytest"]
+Program = Literal["infsa-bench", "pytest", "python"]
 
 GPU_TESTS = (
     "tests/bench/test_gpu.py",
@@ -28,13 +28,16 @@ GPU_TESTS = (
 )
 """The files with tests that need a GPU and are short: to collect all of them would take longer than to run these."""
 
+KERNELS = ("--option", "kernels=auto,torch")
+SOFTMAX_BACKENDS = "softmax.backend=flash,mem-efficient,cudnn"
+
 MAX_STAGE_SECONDS = 540.0
 """Nine minutes: a GPU is sometimes lent for ten minutes a command."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One command. ``words`` follow the program's name; ``seconds`` is the most that it may take at a time.
+    """One command. ``words`` follow the name of the program; ``seconds`` is the most that it may take at a time.
 
     Attributes:
         run: folder that it writes, under that of the reference run; None where it writes its log only.
@@ -256,11 +259,35 @@ def all_stages(out: str, device: str, sizes: Sizes = FULL) -> dict[str, Stage]:
             title="hand-written kernels beside PyTorch's, as CUDA graphs",
             seconds=MAX_STAGE_SECONDS,
             steps=(
-                sweeps.step(
-                    *("fast", "kernels", MAX_STAGE_SECONDS, "--mechanisms", "infsa-linear,infsa-pure,softmax"),
-                    *("--impl", "fast", "--execution", "cuda-graph", "--res", sizes.kernels),
-                    *("--config", ",".join(CONFIGS), "--energy", "none", "--cell-budget", "15s"),
+                Step(
+                    name="tune",
+                    program="python",
+                    words=("-m", "infsa_models.kernels.tune", "--copy-to", f"{out}/tiles.json"),
+                    seconds=300.0,
                     needs_cuda=True,
+                ),
+                *(
+                    sweeps.step(
+                        *(name, "kernels", MAX_STAGE_SECONDS, "--mechanisms", mechanisms, "--impl", implementation),
+                        *("--res", resolution, "--config", ",".join(CONFIGS), "--execution", "cuda-graph"),
+                        *("--energy", "none", "--cell-budget", "15s", *choices),
+                        needs_cuda=True,
+                    )
+                    for name, mechanisms, implementation, resolution, choices in (
+                        ("linear", "infsa-linear", "fast", sizes.kernels, KERNELS),
+                        ("pure", "infsa-pure", "fast", sizes.table, KERNELS),
+                        ("softmax", "softmax", "fast", sizes.table, (*KERNELS, "--option", SOFTMAX_BACKENDS)),
+                        ("reference", "infsa-linear,infsa-pure,softmax", "reference", sizes.table, ()),
+                    )
+                ),
+                Step(
+                    name="gpu-tests",
+                    program="pytest",
+                    words=("-m", "gpu", "-v", "-p", "no:cacheprovider", "tests/models/test_kernels_gpu.py"),
+                    seconds=300.0,
+                    needs_cuda=True,
+                    comes_last=True,
+                    findings=(1,),
                 ),
             ),
         ),

@@ -2,7 +2,8 @@
 
 Every candidate must agree with PyTorch's kernels before its time counts; one that does not, or does not compile, is
 named. The times are those of whole operators at the sizes of the published models (4,096 patches, width 1024), so that
-what is chosen is what they need. About three minutes; nothing is tuned while a benchmark runs.
+what is chosen is what they need. A matter of minutes; nothing is tuned while a benchmark runs. A file of choices that
+is put beside ``tiles.py`` as ``tiles.json`` comes with the package.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Job:
 def main(words: list[str] | None = None) -> int:
     """Tune on the current device and write the choices; return 2 where the kernels cannot run, else 0."""
     parser = argparse.ArgumentParser(prog="python -m infsa_models.kernels.tune", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=user_choices(), help="file of choices (default: %(default)s)")
+    parser.add_argument("--copy-to", type=Path, help=f"another file for the choices, beside {user_choices()}")
     options = parser.parse_args(words)
     if not torch.cuda.is_available():
         print("tiles are chosen by measuring on a GPU: there is none", file=sys.stderr)
@@ -72,8 +73,10 @@ def main(words: list[str] | None = None) -> int:
         return 2
     gpu = torch.cuda.get_device_name(device)
     choices = tune(jobs(device), device, milliseconds, print)
-    write_choices(options.out, gpu, choices)
-    print(f"{len(choices)} choices for {gpu} in {options.out}")
+    for path in (user_choices(), options.copy_to):
+        if path is not None:
+            write_choices(path, gpu, choices)
+            print(f"{len(choices)} choices for {gpu} in {path}")
     return 0
 
 
