@@ -305,7 +305,7 @@ REFUSED: dict[str, tuple[Spoil, type[Exception], str]] = {
         "is given twice",
     ),
     "only one": (lambda paths, out: paths.__delitem__(slice(1, None)), SpecError, "joins two runs or more"),
-    "no run": (lambda paths, out: paths.append(out.parent), SpecError, "is no run"),
+    "no run": (lambda paths, out: paths.append(out.with_name("nothing")), SpecError, "nothing is no run"),
     "torn": (torn, SchemaError, "the last line is torn"),
     "what was never planned": (
         lambda paths, out: rewrite(paths[1], manifest_of(1), [make_record(resolution=512)]),

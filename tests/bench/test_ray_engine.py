@@ -223,6 +223,7 @@ def test_an_interrupt_ends_the_workers_on_the_nodes_and_resuming_goes_on(machine
     assert (len(stored.records), stored.superseded) == (8, 0)
 
 
+@pytest.mark.soak
 def test_what_is_not_measured_works_there_too(machines: Machines, tmp_path: Path) -> None:
     """A dry run, a limit of memory, a budget that has room for nothing, a module that is none."""
     machines.want(H100=1)
@@ -338,8 +339,9 @@ def test_without_ray_it_says_what_to_install(run: CommandLine, monkeypatch: pyte
         (["--accelerator", "A100"], "--accelerator: only together with --engine ray"),
         (["--ray-address", "auto"], "--ray-address: only together with --engine ray"),
         (["--engine", "ray", "--accelerator", ""], "--accelerator is empty"),
+        (["--engine", "ray", "--ray-address", ""], "--ray-address is empty"),
     ],
-    ids=" ".join,
+    ids=str,
 )
 def test_options_that_do_not_go_together(run: CommandLine, words: list[str], expected: str) -> None:
     result = run("sweep", *words)

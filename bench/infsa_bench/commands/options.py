@@ -141,6 +141,8 @@ def _devices_of_engine(request: SweepRequest) -> tuple[str, ...]:
             )
         if request.accelerator == "":
             raise SpecError("--accelerator is empty; write the name of an accelerator type, e.g. A100")
+        if request.ray_address == "":
+            raise SpecError("--ray-address is empty; write auto or the address of the cluster, e.g. head:6379")
         if request.accelerator is not None and request.per_accelerator:
             raise SpecError("--accelerator and --per-accelerator: one or all of them, not both")
         return (request.device,)

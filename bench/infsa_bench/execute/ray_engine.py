@@ -252,23 +252,20 @@ class RayEngine:
         refs = {place.actor.open.remote(): place for place in places}
         ready, late = self._ray.wait(list(refs), num_returns=len(refs), timeout=OPEN_SECONDS)
         self._end(refs[ref] for ref in late)
-        lost: list[str] = []
         for ref in ready:
             place = refs[ref]
             try:
                 answer = decode(Opened, self._ray.get(ref))
-            except self._ray.exceptions.RayActorError as error:
-                lost.append(f"{place.node.name}: {_reason(error)}")
-                continue
+            except self._ray.exceptions.RayError as error:
+                raise SpecError(
+                    f"{place.node.name} cannot be used: {_reason(error)}; every node needs this very infsa-bench"
+                ) from None
             if answer.hello is None:
                 raise SpecError(f"{place.node.name}: {answer.problem}")
             place.hello = answer.hello
         found = [place for place in places if hasattr(place, "hello")]
         if not found:
-            reason = lost[0] if lost else f"none was free within {OPEN_SECONDS:.0f} s"
-            raise SpecError(
-                f"no node of the Ray cluster can be used: {reason}; each needs this very infsa-bench, and Ray's"
-            )
+            raise SpecError(f"no device of the Ray cluster was free within {OPEN_SECONDS:.0f} s")
         return found
 
     def _refuse_problems(self, refs: Iterable[tuple[_RayPlace, Any]]) -> None:
@@ -276,7 +273,7 @@ class RayEngine:
         for place, ref in list(refs):
             try:
                 problem = self._ray.get(ref)
-            except self._ray.exceptions.RayActorError as error:
+            except self._ray.exceptions.RayError as error:
                 problem = _reason(error)
             if problem is not None:
                 raise SpecError(f"{place.node.name}: {problem}")
@@ -396,6 +393,7 @@ def _refuse_several_types(nodes: Sequence[Node], accelerator: str | None) -> Non
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what Ray says, which has many."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """The first line of what Ray says, which has many, or of what was raised on the node."""
+    cause = getattr(error, "cause", None) or error
+    lines = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
