@@ -28,6 +28,7 @@ from infsa_bench.record import (
     Outcome,
     Record,
 )
+from infsa_bench.shard import MAX_SHARDS, Part
 from infsa_bench.spec import MAX_RESOLUTION, Case
 from infsa_bench.store import Manifest, Search, Settings, StoredRun
 
@@ -202,6 +203,10 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
         if kind is Case:
             fields |= dict.fromkeys(("resolution", "batch_size"), st.integers(1, INTEGER_LIMIT - 1))
             fields |= dict.fromkeys(("replicate", "seed"), st.integers(0, INTEGER_LIMIT - 1))
+        if kind is Part:
+            return st.integers(1, MAX_SHARDS).flatmap(
+                lambda count: st.builds(Part, index=st.integers(0, count - 1), count=st.just(count))
+            )
         if kind is Search:
             steps = st.integers(1, 8).map(lambda count: 64 * count)
             fields |= {"smallest": st.just(1), "step": steps, "largest": st.integers(512, MAX_RESOLUTION)}
