@@ -176,3 +176,10 @@ def test_series_are_kept_apart() -> None:
     ]
     assert all(each.case.resolution == 224 for each in found)
     assert scaling([]) == []
+
+
+def test_a_size_that_no_model_has_has_no_formula() -> None:
+    """A record from elsewhere, of an image without a patch: one token."""
+    found = the_scaling(series(float, sides=(8, 32, 64)))
+    assert found.latency is not None
+    assert (found.flops, found.verdict) == (None, "range too short")

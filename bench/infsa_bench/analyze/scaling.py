@@ -170,7 +170,8 @@ def _flops_exponent(case: Case, tokens: Sequence[int]) -> float | None:
     sides = [round(math.sqrt(count - 1)) * 16 for count in tokens]
     try:
         costs = [vit_cost(case.mechanism, case.config, side, implementation=case.implementation) for side in sides]
-    except KeyError:
+    except (KeyError, ValueError):
+        # A config or a size that no model has: a record may come from anywhere.
         return None
     return fit_exponent(tokens, [cost.matmul_flops for cost in costs]).value
 
