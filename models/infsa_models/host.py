@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from infsa_models.kernels.host import add_mlp_
 from infsa_models.options import OptionValue
-from infsa_models.pieces import joined, parts_of, token_pieces
+from infsa_models.pieces import contiguous_pieces, joined, parts_of, token_pieces
 
 PieceOf = Callable[[slice], Float[Tensor, "batch piece embed_dim"]]
 
@@ -145,8 +145,9 @@ class HostBlock(Block):
             mixed = self.attn(self.norm1(x)) if mixed is None else mixed
         if self.class_token_only:
             x, mixed = x[:, :1], mixed[:, :1]
-        for piece in token_pieces(*x.shape[:2]):
-            add_mlp_(x[:, piece], mixed if mixed.shape[1] == 1 else mixed[:, piece], self.norm2, self.mlp)
+        for images, piece in contiguous_pieces(*x.shape[:2]):
+            part = mixed[images] if mixed.shape[1] == 1 else mixed[images, piece]
+            add_mlp_(x[images, piece], part, self.norm2, self.mlp)
         return x
 
     def _mixed_in_pieces(

@@ -25,6 +25,14 @@ def token_pieces(batch: int, tokens: int) -> list[slice]:
     return _pieces(tokens, min(tokens, math.ceil(batch * tokens / PIECE_TOKENS)))
 
 
+def contiguous_pieces(batch: int, tokens: int) -> list[tuple[slice, slice]]:
+    """Return (images, tokens) of pieces that are whole images, as many as fit, or part of one image."""
+    if tokens > PIECE_TOKENS:
+        return [(slice(image, image + 1), piece) for image in range(batch) for piece in token_pieces(1, tokens)]
+    images = PIECE_TOKENS // tokens
+    return [(slice(first, first + images), slice(0, tokens)) for first in range(0, batch, images)]
+
+
 def row_pieces(batch: int, grid: tuple[int, int]) -> list[slice]:
     """Return the rows of a patch grid as consecutive slices; a piece has one row at least."""
     height, width = grid

@@ -2,7 +2,7 @@
 
 An operator of its own, ``infsa::relu_attention``, for autograd, ``torch.compile``, FLOP counters and tracing of memory:
 to all of them it is one step from queries, keys and values to results of their size. Its backward pass makes every tile
-again: 10 N^2 D FLOPs after 4 N^2 D, and beside tiles nothing but activations.
+again: 10 N^2 D FLOPs after 4 N^2 D (14 by Triton's kernels), and beside tiles nothing but activations.
 
 Sums over keys are taken in the precision of the products; the sum of squares at least in float32.
 
@@ -171,5 +171,6 @@ def _forward_flops(query_shape: tuple[int, int, int], *_: object, **__: object) 
 
 
 @register_flop_formula(torch.ops.infsa.relu_attention_backward)
-def _backward_flops(query_shape: tuple[int, int, int], *_: object, **__: object) -> int:
-    return _product_flops(query_shape, products=5)
+def _backward_flops(query_shape: tuple[int, int, int], *others: object, **__: object) -> int:
+    # Without atomics Triton's make the affinities and their gradients twice, for the keys and for the queries.
+    return _product_flops(query_shape, products=7 if others[-1] == TRITON else 5)

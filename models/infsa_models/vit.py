@@ -27,6 +27,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from infsa_models.host import HostBlock, host_attention
+from infsa_models.kernels.host import is_plain, takes
 from infsa_models.kernels.patches import embed_patches
 from infsa_models.kernels.support import AUTO, MIN_HEAD_DIM, TORCH, TRITON, chosen
 from infsa_models.options import OptionValue
@@ -128,9 +129,14 @@ class InfVit(VisionTransformer):
             block.attn.fold_dense()
 
     def _may_be_fused(self) -> bool:
-        """Tell whether hand-written kernels stand around the MLP: not for gradients, nor where autocast decides."""
-        weight = self.pooler.weight
+        """Tell whether hand-written kernels stand around the MLP.
+
+        Not for gradients, nor where autocast decides, nor where somebody changed the blocks or listens to them.
+        """
+        weight, embedding = self.pooler.weight, self.patch_embed
         if self.kernels == TORCH or torch.is_grad_enabled() or torch.is_autocast_enabled(weight.device.type):
+            return False
+        if not is_plain(embedding, embedding.proj) or not all(takes(block) for block in self.host_blocks()):
             return False
         num_heads = self.embed_dim // MIN_HEAD_DIM  # nothing in the host is by head
         return chosen(self.kernels, self.embed_dim, num_heads, weight.device, weight.dtype) == TRITON
@@ -143,7 +149,11 @@ class InfVit(VisionTransformer):
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch tokens embed_dim"]:
         """Return the same as :meth:`_embedded_in_pieces`."""
-        projection = self.patch_embed.proj
+        embedding = self.patch_embed
+        expected = (embedding.proj.in_channels, *embedding.img_size)
+        if tuple(images.shape[1:]) != expected:
+            raise ValueError(f"images are {tuple(images.shape[1:])}, the model is for {expected}")
+        projection = embedding.proj
         return embed_patches(images, projection.weight, projection.bias, self.cls_token, self.pos_embed)
 
     def _embedded_in_pieces(

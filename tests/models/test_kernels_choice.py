@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kernel_cases import error
 
 from infsa_models.kernels import support, tiles
 from infsa_models.kernels.tiles import DEFAULTS, Tile
@@ -122,8 +123,31 @@ def test_a_file_that_holds_no_choices_is_named(cache: Path, content: str) -> Non
         tiles.read_choices(cache)
 
 
-def test_choices_that_come_with_the_package_can_be_read() -> None:
-    assert isinstance(tiles.read_choices(tiles.PACKAGED_CHOICES), dict)
+def test_this_machines_choices_go_before_those_of_the_package(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "PACKAGED_CHOICES", tmp_path / "packaged.json")
+    tiles.write_choices(tiles.PACKAGED_CHOICES, GPU, {"linear_gelu": CHOSEN})
+    assert tiles.tile_of("linear_gelu", 0, CUDA) == CHOSEN
+    tiles.write_choices(cache, GPU, {"linear_gelu": tiles.VENDOR})
+    assert tiles.tile_of("linear_gelu", 0, CUDA) == tiles.VENDOR
+
+
+def test_another_compiler_is_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles.kernel_version.cache_clear()
+    before = tiles.kernel_version()
+    monkeypatch.setattr(tiles, "_triton_version", lambda: "0.0")
+    tiles.kernel_version.cache_clear()
+    assert tiles.kernel_version() != before
+    tiles.kernel_version.cache_clear()
+
+
+def test_the_vendors_product_is_a_choice() -> None:
+    from infsa_models.kernels.mlp import linear_gelu
+
+    x, weight, bias = torch.randn(1, 5, 64), torch.randn(128, 64), torch.randn(128)
+    with tiles.trying("linear_gelu", tiles.VENDOR):
+        assert error(linear_gelu(x, weight, bias), torch.nn.functional.gelu(x @ weight.T + bias)) <= 1e-6
 
 
 def test_tuning_needs_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,8 @@ WITH_PRODUCTS = {
     "token_sums_kernel",
     "score_gradients_kernel",
     "relu_attention_kernel",
-    "key_gradients_kernel",
+    "affinity_key_gradients_kernel",
+    "affinity_query_gradients_kernel",
     "linear_gelu_kernel",
     "embed_patches_kernel",
 }

@@ -185,3 +185,80 @@ def test_torch_compile_takes_them_in_one_graph(mechanism: str) -> None:
             expected = model(images)
             compiled: Tensor = torch.compile(model, backend="aot_eager", dynamic=False, fullgraph=True)(images)
         assert error(compiled, expected) <= 1e-6
+
+
+@pytest.mark.parametrize("shape", [(3, 96, 96), (3, 64, 80), (3, 32, 32), (3, 70, 70), (3, 32, 128), (1, 64, 64)])
+def test_images_that_are_not_the_models_are_refused_by_both(shape: tuple[int, ...]) -> None:
+    for model in models("softmax"):
+        with torch.inference_mode(), pytest.raises((AssertionError, ValueError, RuntimeError)):
+            model(torch.zeros(1, *shape))
+
+
+def test_an_operator_refuses_what_its_positions_are_not_for() -> None:
+    weight, bias, class_token = torch.zeros(64, 3, 16, 16), torch.zeros(64), torch.zeros(1, 1, 64)
+    with pytest.raises(ValueError, match="3 channels of 32 x 48 pixels are not what 4 positions"):
+        embed_patches(torch.zeros(1, 3, 32, 48), weight, bias, class_token, torch.zeros(1, 5, 64))
+
+
+def test_a_model_with_its_channels_last() -> None:
+    images, logits = values(2, 3, SIDE, SIDE, dtype=torch.float32), []
+    for model in models("softmax"):
+        with torch.inference_mode():
+            logits.append(model.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last)))
+    assert error(logits[1], logits[0]) <= 2e-6
+
+
+def test_what_is_added_may_lie_in_any_way() -> None:
+    x, added = values(2, 21, 64, dtype=torch.float32), values(2, 64, 21, dtype=torch.float32, seed=1).transpose(1, 2)
+    right, (one, zero) = x + added, (torch.ones(64), torch.zeros(64))
+    add_layer_norm_(x, added, one, zero, 1e-6, zero)
+    assert torch.equal(x, right)
+    with pytest.raises(ValueError, match="channels side by side"):
+        add_layer_norm_(added, x, one, zero, 1e-6, zero)
+
+
+@pytest.mark.parametrize("change", ["hook", "activation", "dropout", "wrapped", "embedding"])
+def test_a_changed_block_is_left_to_pytorch(change: str) -> None:
+    images, seen, logits = values(1, 3, SIDE, SIDE, dtype=torch.float32), [], []
+    for model in models("softmax"):
+        block = next(model.host_blocks())
+        if change == "hook":
+            block.register_forward_hook(lambda *_: seen.append(1))
+        elif change == "activation":
+            block.mlp.act = nn.SiLU()
+        elif change == "dropout":
+            block.train()
+            block.mlp.drop1.p = 0.5
+        elif change == "wrapped":
+            block.mlp.fc1 = nn.Sequential(block.mlp.fc1)  # type: ignore[assignment]
+        else:
+            model.patch_embed.register_forward_hook(lambda *_: seen.append(1))
+        torch.manual_seed(0)
+        with torch.inference_mode():
+            logits.append(model(images))
+        assert "triton" not in model.choices(1).get("host", "")
+    assert error(logits[1], logits[0]) <= 1e-6
+    assert len(seen) == 2 * (change in ("hook", "embedding"))
+
+
+@pytest.mark.parametrize("cls_prune", [False, True])
+def test_batches_go_in_few_products(cls_prune: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many whole images as a piece holds, and one product for all of them."""
+    monkeypatch.setattr(pieces, "PIECE_TOKENS", 40)
+    images, products = values(5, 3, SIDE, SIDE, dtype=torch.float32), []
+    *_, model = models("softmax", cls_prune=cls_prune)
+    with torch.inference_mode(), FlopCounterMode(display=False):
+        original = torch.addmm
+        monkeypatch.setattr(torch, "addmm", lambda *a, **k: (products.append(len(a[0])), original(*a, **k))[1])
+        model(images)
+    # Two images of 17 tokens a piece; of one token each, all images at once.
+    whole = [34, 34, 17]
+    assert products == [*whole, *([5] if cls_prune else whole)]
+
+
+def test_pieces_of_images_and_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE_TOKENS", 40)
+    assert pieces.contiguous_pieces(3, 17) == [(slice(0, 2), slice(0, 17)), (slice(2, 4), slice(0, 17))]
+    assert pieces.contiguous_pieces(2, 60) == [
+        (slice(image, image + 1), piece) for image in (0, 1) for piece in (slice(0, 30), slice(30, 60))
+    ]

@@ -26,7 +26,8 @@ pytest.importorskip("triton", reason="needs Triton")
 
 from infsa_models import pieces
 from infsa_models.kernels import mean_context as kernels
-from infsa_models.kernels.mean_context_steps import Norm
+from infsa_models.kernels import tiles
+from infsa_models.kernels.mean_context_steps import Norm, Sizes, Tokens, token_sums
 from infsa_models.mean_context import Projections, pool_tokens
 from infsa_models.mean_context_autograd import MeanContext
 from infsa_models.relu_attention import relu_attention, relu_attention_backward
@@ -107,9 +108,9 @@ def test_context_and_what_is_kept_of_it(
 
 GRADIENT_CASES = [
     *itertools.product(RAGGED[:3], DTYPES, [True, False], [True, False]),
-    # In float16 rounding takes some of so many scores across zero, and no gradient is then that of float64.
     (RAGGED[3], torch.float32, True, True),
     (RAGGED[3], torch.float32, False, False),
+    (RAGGED[3], torch.float16, True, True),
 ]
 
 
@@ -271,3 +272,26 @@ def test_every_number_is_written() -> None:
     gradients = relu_attention_backward(x, x, x, x, square_sum, num_heads, 0.25, "triton")
     for tensor in (*pooled, *found, context, mixed, square_sum, *gradients):
         assert torch.isfinite(tensor).all()
+
+
+def test_what_is_no_number_stays_none() -> None:
+    """A NaN must not come out as zero, which would look like a result."""
+    width, num_heads, tokens = 64, 4, 17
+    of, x = projections(width, torch.float16), values(1, tokens, width, dtype=torch.float16)
+    of.query_bias[3] = math.nan
+    ours = kernels.pool_tokens(x, of, num_heads, keep_queries=False).context
+    theirs = pool_tokens(lambda piece: x[:, piece], num_heads, [slice(0, tokens)], of).context
+    assert torch.equal(torch.isnan(ours), torch.isnan(theirs))
+    assert torch.isnan(ours).any()
+
+
+@pytest.mark.parametrize(("batch", "splits"), [(1, 16), (16, 8), (130, 1)])
+def test_sums_over_tokens_are_split_no_further_than_there_are_programs(
+    batch: int, splits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each split is one more buffer of a row a head."""
+    monkeypatch.setitem(tiles.DEFAULTS, "token_sums", tiles.Tile(rows=1, columns=64))
+    x, factors = values(batch, 16, 64, dtype=torch.float32), values(batch, 16, 4, dtype=torch.float32, seed=1)
+    sums = token_sums(Tokens(x, None, None), Sizes.of(x, 4), factors, is_positive=False)
+    assert sums.shape == (batch, splits, 4, 64)
+    assert error(sums.sum(dim=1), factors.double().transpose(1, 2) @ x.double()) <= 1e-6

@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from infsa_models.kernels.relu_kernels import positive
+
 
 @triton.jit
 def score_gradients_kernel(
@@ -53,8 +55,8 @@ def score_gradients_kernel(
     row = image * tokens + rows[:, None]
     score = tl.load(scores + row * NUM_HEADS + heads[None, :], mask=mask, other=0.0).to(tl.float32)
     dtype = factors.dtype.element_ty
-    share = (tl.maximum(score, 0.0) / whole * tokens_power).to(dtype)
-    gradient = tl.where(score > 0.0, products / whole * tokens_power, 0.0).to(dtype)
+    share = (positive(score) / whole * tokens_power).to(dtype)
+    gradient = tl.where(score <= 0.0, 0.0, products / whole * tokens_power).to(dtype)
     places = factors + row * (2 * NUM_HEADS) + heads[None, :]
     tl.store(places, share, mask=mask)
     tl.store(places + NUM_HEADS, gradient, mask=mask)
@@ -79,21 +81,23 @@ def query_gradients_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The gradients of some queries, times ``tokens_power``. Grid: columns, rows, batch.
+    """The gradients of some queries, times ``tokens_power``. Grid: tiles, batch.
 
     ``pull`` is the gradient of the pooled query, ``centre`` its product with that.
     """
     HEADS: tl.constexpr = BLOCK_N // HEAD_DIM
     NUM_HEADS: tl.constexpr = EMBED_DIM // HEAD_DIM
-    block, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    COLUMN_BLOCKS: tl.constexpr = EMBED_DIM // BLOCK_N
+    column_block, block = tl.program_id(0) % COLUMN_BLOCKS, tl.program_id(0) // COLUMN_BLOCKS
+    parts, image = tl.num_programs(0) // COLUMN_BLOCKS, tl.program_id(1).to(tl.int64)
     rows = block.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    columns = column_block * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = rows < tokens
     places = (image * tokens + rows[:, None]) * EMBED_DIM + columns[None, :]
     values = tl.load(query + places, mask=inside[:, None], other=0.0).to(tl.float32)
     by_head = tl.reshape(values, (BLOCK_M, HEADS, HEAD_DIM))
     direction = tl.reshape(tl.load(pull + image * EMBED_DIM + columns), (1, HEADS, HEAD_DIM))
-    of_head = image * NUM_HEADS + tl.program_id(0) * HEADS + tl.arange(0, HEADS)
+    of_head = image * NUM_HEADS + column_block * HEADS + tl.arange(0, HEADS)
     whole = tl.load(energy + of_head)[None, :]
     middle = tl.load(centre + of_head)[None, :]
     norm = scale * tl.sqrt(tl.sum(by_head * by_head, axis=2))
@@ -104,6 +108,6 @@ def query_gradients_kernel(
     gradient += (scale * tokens_power) * (norm / whole)[:, :, None] * direction
     rounded = tl.reshape(gradient, (BLOCK_M, BLOCK_N)).to(gradients.dtype.element_ty)
     tl.store(gradients + places, rounded, mask=inside[:, None])
-    part = image * tl.num_programs(1) + block
+    part = image * parts + block
     counted = tl.where(inside[:, None], rounded.to(tl.float32), 0.0)
     tl.store(bias_parts + part * EMBED_DIM + columns, tl.sum(counted, axis=0))

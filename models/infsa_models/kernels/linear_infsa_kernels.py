@@ -21,6 +21,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from infsa_models.kernels.relu_kernels import positive
+
 EPSILON = tl.constexpr(1e-6)
 MAX_EXPONENT = tl.constexpr(15.0)
 SMALLEST = tl.constexpr(1e-37)
@@ -60,11 +62,13 @@ def query_sums_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One tile of the queries: their norms by head, and their sum weighted by these. Grid: columns, rows, batch."""
+    """One tile of the queries: their norms by head, and their sum weighted by these. Grid: tiles, batch."""
     HEADS: tl.constexpr = BLOCK_N // HEAD_DIM
-    block, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    COLUMN_BLOCKS: tl.constexpr = EMBED_DIM // BLOCK_N
+    column_block, block = tl.program_id(0) % COLUMN_BLOCKS, tl.program_id(0) // COLUMN_BLOCKS
+    parts, image = tl.num_programs(0) // COLUMN_BLOCKS, tl.program_id(1).to(tl.int64)
     rows = block.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    columns = column_block * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = rows < tokens
     row_mean, row_rstd = tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
     if NORMALISE:
@@ -88,8 +92,8 @@ def query_sums_kernel(
     by_head = tl.reshape(products, (BLOCK_M, HEADS, HEAD_DIM))
     energy = tl.sqrt(tl.sum(by_head * by_head, axis=2))
     weighted = tl.sum(by_head * energy[:, :, None], axis=0)
-    part = image * tl.num_programs(1) + block
-    heads = tl.program_id(0) * HEADS + tl.arange(0, HEADS)
+    part = image * parts + block
+    heads = column_block * HEADS + tl.arange(0, HEADS)
     tl.store(energy_parts + part * (EMBED_DIM // HEAD_DIM) + heads, tl.sum(energy, axis=0))
     tl.store(query_parts + part * EMBED_DIM + columns, tl.reshape(weighted, (BLOCK_N,)))
 
@@ -202,9 +206,9 @@ def scores_kernel(
     mask = inside[:, None] & real[None, :]
     tl.store(scores + (image * tokens + rows[:, None]) * NUM_HEADS + heads[None, :], rounded, mask=mask)
     # The sum of the scores as stored: with it their quotients are a mean.
-    positive = tl.where(mask, tl.maximum(rounded.to(tl.float32), 0.0), 0.0)
+    counted = tl.where(mask, positive(rounded.to(tl.float32)), 0.0)
     part = image * tl.num_programs(0) + block
-    tl.store(total_parts + part * NUM_HEADS + heads, tl.sum(positive, axis=0), mask=real)
+    tl.store(total_parts + part * NUM_HEADS + heads, tl.sum(counted, axis=0), mask=real)
 
 
 @triton.jit
@@ -258,7 +262,7 @@ def token_sums_kernel(
             other=0.0,
         )
         if POSITIVE:
-            factor = tl.maximum(factor, 0.0)
+            factor = positive(factor)
         products = tl.dot(factor, tile, products, input_precision=PRECISION)
     place = (image * tl.num_programs(1) + split) * NUM_HEADS + heads
     tl.store(sums + place[:, None] * EMBED_DIM + columns[None, :], products, mask=real[:, None])

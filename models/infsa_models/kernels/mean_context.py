@@ -56,6 +56,11 @@ def pooling_gradients(
     return tuple(_pooling_gradients(x, *projections, *pooled[1:], gradient))
 
 
+def _contiguous(*tensors: Tensor) -> Projections:
+    """Return weights and biases as the kernels read them."""
+    return Projections(*(tensor.contiguous() for tensor in tensors))
+
+
 @torch.library.custom_op("infsa::pooled_context", mutates_args=())
 def _pooled_context(
     x: Tensor,
@@ -71,8 +76,9 @@ def _pooled_context(
     rho_logit: Tensor,
     num_heads: int,
 ) -> Tensor:
-    projections = Projections(query_weight, query_bias, key_weight, key_bias, value_weight, value_bias)
-    norm = Norm(norm_weight, norm_bias, norm_epsilon) if norm_weight.numel() else None
+    projections = _contiguous(query_weight, query_bias, key_weight, key_bias, value_weight, value_bias)
+    norm = Norm(norm_weight.contiguous(), norm_bias.contiguous(), norm_epsilon) if norm_weight.numel() else None
+    x = x if x.stride(-1) == 1 else x.contiguous()
     sizes = Sizes.of(x, num_heads)
     with on_device(x):
         tokens = Tokens(x, norm, row_statistics(x, norm.epsilon) if norm else None)
@@ -103,36 +109,39 @@ def _pool_tokens(
 ) -> tuple[
     Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 ]:  # the fields of Pooled
-    projections = Projections(query_weight, query_bias, key_weight, key_bias, value_weight, value_bias)
+    projections = _contiguous(query_weight, query_bias, key_weight, key_bias, value_weight, value_bias)
+    x = x if x.stride(-1) == 1 else x.contiguous()
     sizes = Sizes.of(x, num_heads)
-    pooled = _empty(x, num_heads, keep_queries)
+    by_image = (sizes.batch, num_heads)
+    queries = x.new_empty(x.shape if keep_queries else (0,))
     with on_device(x):
         tokens = Tokens(x, None, None)
-        sums = steps.query_sums(tokens, sizes, projections, pooled.queries if keep_queries else None)
-        weight = steps.score_weight_of(sums, sizes, projections)
+        weight = steps.score_weight_of(
+            steps.query_sums(tokens, sizes, projections, queries if keep_queries else None), sizes, projections
+        )
         scores = steps.scores_of(tokens, sizes, weight)
+        pooled = Pooled(
+            context=weight.energy.new_empty(*by_image, sizes.head_dim),
+            mean_token=weight.energy.new_empty(*by_image, sizes.embed_dim),
+            share=weight.energy.new_empty(by_image),
+            pooled_query=weight.pooled_query,
+            energy=weight.energy,
+            score_weight=weight.weight,
+            score_bias=weight.bias,
+            divisor=weight.energy.new_empty(by_image),
+            power=weight.power,
+            queries=queries,
+            scores=scores.scores,
+        )
         of_tokens = steps.token_sums(tokens, sizes, scores.scores, is_positive=True)
         steps.write_context(of_tokens, scores, weight, sizes, projections, pooled.context, None, pooled)
-    return pooled._replace(
-        pooled_query=weight.pooled_query,
-        energy=weight.energy,
-        score_weight=weight.weight,
-        score_bias=weight.bias,
-        power=weight.power,
-        scores=scores.scores,
-    )
+    return pooled
 
 
 @_pool_tokens.register_fake
 def _(x: Tensor, *others: Any) -> Pooled:
     num_heads, keep_queries = others[-2:]
-    return _empty(x, num_heads, keep_queries)
-
-
-def _empty(x: Float[Tensor, "batch tokens embed_dim"], num_heads: int, keep_queries: bool) -> Pooled:
-    """Return tensors of the sizes of all that is kept."""
-    sizes = Sizes.of(x, num_heads)
-    by_image = (sizes.batch, num_heads)
+    sizes, by_image = Sizes.of(x, num_heads), (x.shape[0], num_heads)
 
     def accumulated(*shape: int) -> Tensor:
         return x.new_empty(*shape, dtype=torch.float32)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from infsa_models.kernels.launching import blocks_of, dividing, kernels_of, power_of_two_from, precision_of
 from infsa_models.kernels.norm import Statistics
-from infsa_models.kernels.tiles import SPLITS, tile_of
+from infsa_models.kernels.tiles import MAX_SPLITS, PROGRAMS, tile_of
 from infsa_models.mean_context import Pooled, Projections
 
 MIN_HEADS = 16
@@ -108,7 +108,7 @@ def query_sums(tokens: Tokens, sizes: Sizes, projections: Projections, query: Te
     parts = blocks_of(sizes.tokens, tile.rows)
     energy_parts = tokens.x.new_empty(sizes.batch, parts, sizes.num_heads, dtype=torch.float32)
     query_parts = tokens.x.new_empty(sizes.batch, parts, sizes.embed_dim, dtype=torch.float32)
-    kernels_of("linear_infsa").query_sums_kernel[(sizes.embed_dim // columns, parts, sizes.batch)](
+    kernels_of("linear_infsa").query_sums_kernel[(sizes.embed_dim // columns * parts, sizes.batch)](
         *tokens.arguments,
         projections.query_weight,
         projections.query_bias,
@@ -192,7 +192,8 @@ def token_sums(
     """Return, for every head, the sums of the tokens times their factors, of which negative ones may be zero."""
     tile = tile_of("token_sums", sizes.head_dim, tokens.x.device)
     columns = dividing(tile.columns, sizes.embed_dim)
-    per_split = blocks_of(blocks_of(sizes.tokens, SPLITS), tile.rows) * tile.rows
+    wanted = max(1, min(MAX_SPLITS, PROGRAMS // (sizes.batch * (sizes.embed_dim // columns))))
+    per_split = blocks_of(blocks_of(sizes.tokens, wanted), tile.rows) * tile.rows
     splits = blocks_of(sizes.tokens, per_split)
     sums = factors.new_empty(sizes.batch, splits, sizes.num_heads, sizes.embed_dim, dtype=torch.float32)
     kernels_of("linear_infsa").token_sums_kernel[(sizes.embed_dim // columns, splits, sizes.batch)](
@@ -244,7 +245,7 @@ def write_context(
         WITH_RHO=rho_logit is not None,
         KEEP=kept is not None,
         BLOCK_P=PARTS_AT_ONCE,
-        BLOCK_S=SPLITS,
+        BLOCK_S=MAX_SPLITS,
         BLOCK_J=CHANNELS_AT_ONCE,
         BLOCK_K=dividing(COLUMNS_AT_ONCE, sizes.embed_dim),
         num_warps=4,
@@ -303,7 +304,7 @@ def query_gradients(
     parts = blocks_of(query.shape[1], tile.rows)
     gradients = torch.empty_like(query)
     bias_parts = energy.new_empty(sizes.batch, parts, sizes.embed_dim)
-    kernels_of("linear_infsa_gradient").query_gradients_kernel[(sizes.embed_dim // columns, parts, sizes.batch)](
+    kernels_of("linear_infsa_gradient").query_gradients_kernel[(sizes.embed_dim // columns * parts, sizes.batch)](
         query,
         gradients,
         pull.contiguous(),

@@ -54,6 +54,10 @@ def add_layer_norm_(
     of ``weight``.
     """
     batch, tokens, embed_dim = x.shape
+    if x.stride(-1) != 1:
+        raise ValueError("what is added to in place must have its channels side by side")
+    if added.stride(-1) != 1:
+        added = added.contiguous()
     normal = torch.empty(x.shape, device=x.device, dtype=weight.dtype)
     columns = power_of_two_from(embed_dim)
     rows = max(1, ROW_ELEMENTS // columns)

@@ -19,16 +19,21 @@ def embed_patches(images: Tensor, weight: Tensor, bias: Tensor, class_token: Ten
     ``images`` is (batch, channels, height, width), ``weight`` (embed_dim, channels, patch, patch) of a convolution with
     stride patch, ``class_token`` (1, 1, embed_dim), ``positions`` (1, 1 + patches, embed_dim): all of one precision.
     """
-    images = images.contiguous()
+    images, weight, positions = images.contiguous(), weight.contiguous(), positions.contiguous()
     batch, channels, height, width = images.shape
-    embed_dim, _, patch, _ = weight.shape
+    embed_dim, weight_channels, patch, _ = weight.shape
     tokens = _empty(images, weight)
     patches = tokens.shape[1] - 1
+    if channels != weight_channels or height % patch or width % patch or positions.shape[1] != 1 + patches:
+        raise ValueError(
+            f"{channels} channels of {height} x {width} pixels are not what {positions.shape[1] - 1} positions and "
+            f"patches of {weight_channels} channels of {patch} x {patch} are for"
+        )
     tokens[:, :1] = class_token + positions[:, :1]
     tile = tile_of("embed_patches", 0, images.device)
     columns = dividing(tile.columns, embed_dim)
     with on_device(images):
-        kernels_of("patches").embed_patches_kernel[(embed_dim // columns, blocks_of(patches, tile.rows), batch)](
+        kernels_of("patches").embed_patches_kernel[(embed_dim // columns * blocks_of(patches, tile.rows), batch)](
             images,
             weight,
             bias,

@@ -25,14 +25,15 @@ def embed_patches_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Some channels of some patches' tokens, with their positions. Grid: columns, rows, batch.
+    """Some channels of some patches' tokens, with their positions. Grid: tiles, batch.
 
     Token 0 of ``tokens`` and ``positions``, the class token's, is left alone.
     """
     PIXELS: tl.constexpr = CHANNELS * PATCH * PATCH
-    image = tl.program_id(2).to(tl.int64)
-    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    COLUMN_BLOCKS: tl.constexpr = EMBED_DIM // BLOCK_N
+    image = tl.program_id(1).to(tl.int64)
+    rows = tl.program_id(0) // COLUMN_BLOCKS * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tl.program_id(0) % COLUMN_BLOCKS * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = rows < patches
     corner = ((rows // grid_width) * PATCH).to(tl.int64) * width + (rows % grid_width) * PATCH
     corner += image * CHANNELS * height * width

@@ -54,12 +54,12 @@ def relu_attention_backward(
     of_keys = tile_of("relu_attention_key_gradients", embed_dim // num_heads, query.device)
     of_queries = tile_of("relu_attention_query_gradients", embed_dim // num_heads, query.device)
     with on_device(query):
-        kernels_of("relu_attention").key_gradients_kernel[(blocks_of(tokens, of_keys.columns), num_heads, batch)](
-            *tensors, rise, key_gradient, value_gradient, tokens, scale, **_constants(query, num_heads, of_keys)
-        )
-        kernels_of("relu_attention").query_gradients_kernel[(blocks_of(tokens, of_queries.rows), num_heads, batch)](
-            *tensors, rise, query_gradient, tokens, scale, **_constants(query, num_heads, of_queries)
-        )
+        kernels_of("relu_attention").affinity_key_gradients_kernel[
+            (blocks_of(tokens, of_keys.columns), num_heads, batch)
+        ](*tensors, rise, key_gradient, value_gradient, tokens, scale, **_constants(query, num_heads, of_keys))
+        kernels_of("relu_attention").affinity_query_gradients_kernel[
+            (blocks_of(tokens, of_queries.rows), num_heads, batch)
+        ](*tensors, rise, query_gradient, tokens, scale, **_constants(query, num_heads, of_queries))
     return query_gradient, key_gradient, value_gradient
 
 

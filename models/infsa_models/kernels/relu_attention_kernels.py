@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from infsa_models.kernels.relu_kernels import positive
+
 
 @triton.jit
 def relu_attention_kernel(
@@ -47,7 +49,7 @@ def relu_attention_kernel(
         others = start + tl.arange(0, BLOCK_N).to(tl.int64)
         known = (others < tokens)[:, None]
         keys = tl.load(key + others[:, None] * EMBED_DIM, mask=known, other=0.0)
-        affinity = tl.maximum(tl.dot(queries, tl.trans(keys), input_precision=PRECISION), 0.0)
+        affinity = positive(tl.dot(queries, tl.trans(keys), input_precision=PRECISION))
         # One fused multiply-add a score: a reduction here would take half a sum more. Neighbours share a thread.
         even, odd = tl.split(tl.reshape(affinity, (BLOCK_M, BLOCK_N // 2, 2)))
         squares = odd * odd + (even * even + squares)
@@ -59,7 +61,7 @@ def relu_attention_kernel(
 
 
 @triton.jit
-def key_gradients_kernel(
+def affinity_key_gradients_kernel(
     query,
     key,
     value,
@@ -100,17 +102,17 @@ def key_gradients_kernel(
         queries = tl.load(query + rows[:, None] * EMBED_DIM, mask=inside, other=0.0)
         queries = (queries.to(tl.float32) * scale).to(dtype)
         incoming = tl.load(mixed_gradient + rows[:, None] * EMBED_DIM, mask=inside, other=0.0)
-        affinity = tl.maximum(tl.dot(keys, tl.trans(queries), input_precision=PRECISION), 0.0)
+        affinity = positive(tl.dot(keys, tl.trans(queries), input_precision=PRECISION))
         of_values = tl.dot(affinity.to(dtype), incoming, of_values, input_precision=PRECISION)
         inner = tl.dot(values, tl.trans(incoming), input_precision=PRECISION) + of_squares * affinity
-        inner = tl.where(affinity > 0.0, inner, 0.0)
+        inner = tl.where(affinity <= 0.0, 0.0, inner)
         of_keys = tl.dot(inner.to(dtype), queries, of_keys, input_precision=PRECISION)
     tl.store(key_gradient + places, of_keys.to(dtype), mask=known)
     tl.store(value_gradient + places, of_values.to(dtype), mask=known)
 
 
 @triton.jit
-def query_gradients_kernel(
+def affinity_query_gradients_kernel(
     query,
     key,
     value,
@@ -146,8 +148,8 @@ def query_gradients_kernel(
         known = (others < tokens)[:, None]
         keys = tl.load(key + others[:, None] * EMBED_DIM, mask=known, other=0.0)
         values = tl.load(value + others[:, None] * EMBED_DIM, mask=known, other=0.0)
-        affinity = tl.maximum(tl.dot(queries, tl.trans(keys), input_precision=PRECISION), 0.0)
+        affinity = positive(tl.dot(queries, tl.trans(keys), input_precision=PRECISION))
         inner = tl.dot(incoming, tl.trans(values), input_precision=PRECISION) + of_squares * affinity
-        inner = tl.where(affinity > 0.0, inner, 0.0)
+        inner = tl.where(affinity <= 0.0, 0.0, inner)
         of_queries = tl.dot(inner.to(dtype), keys, of_queries, input_precision=PRECISION)
     tl.store(query_gradient + places, (of_queries * scale).to(dtype), mask=inside)

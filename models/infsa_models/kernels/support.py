@@ -25,7 +25,7 @@ EMBED_DIM_STEP = 64
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 PRODUCT_DTYPES = (torch.bfloat16, torch.float16)
-"""Precisions in which they are faster than PyTorch: in float32 they do not use tensor cores."""
+"""Precisions for which they are written; an interpreter takes others."""
 
 
 def chosen(kernels: str, embed_dim: int, num_heads: int, device: torch.device, dtype: torch.dtype) -> str:
@@ -36,10 +36,10 @@ def chosen(kernels: str, embed_dim: int, num_heads: int, device: torch.device, d
     """
     if kernels == TORCH:
         return TORCH
-    reason = problem(embed_dim, num_heads, device)
+    reason = problem(embed_dim, num_heads, device, dtype)
     if kernels == AUTO:
-        is_faster = device.type == "cuda" and dtype in PRODUCT_DTYPES
-        return TRITON if reason is None and is_faster else TORCH
+        # What interprets them is for tests.
+        return TRITON if reason is None and device.type == "cuda" else TORCH
     if reason is not None:
         raise NotImplementedError(f"kernels triton: {reason}")
     return TRITON
@@ -52,7 +52,7 @@ def described(kernels: str | None, device: torch.device) -> dict[str, str]:
     return {"kernels": kernels, "tiles": origin(device)} if kernels == TRITON else {"kernels": kernels}
 
 
-def problem(embed_dim: int, num_heads: int, device: torch.device) -> str | None:
+def problem(embed_dim: int, num_heads: int, device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why the kernels cannot run a layer on a device, or None."""
     head_dim = embed_dim // num_heads
     if head_dim & (head_dim - 1) or not MIN_HEAD_DIM <= head_dim <= MAX_HEAD_DIM:
@@ -65,6 +65,8 @@ def problem(embed_dim: int, num_heads: int, device: torch.device) -> str | None:
         return None if is_interpreted() else "a CPU runs them in Triton's interpreter only (TRITON_INTERPRET=1)"
     if device.type != "cuda" or torch.version.hip is not None:
         return f"they are written for NVIDIA GPUs, not for {device.type if torch.version.hip is None else 'AMD'}"
+    if dtype not in PRODUCT_DTYPES:
+        return f"products of {str(dtype).removeprefix('torch.')} have no use for tensor cores"
     # torch.compile knows the properties as constants, and the capability not.
     properties = torch.cuda.get_device_properties(device)
     if (properties.major, properties.minor) < MIN_CAPABILITY:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -38,6 +39,9 @@ class Tile:
     stages: int = 3
 
 
+VENDOR = Tile(rows=0)
+"""The choice to leave a product to the library of the vendor, and only the rest to PyTorch's kernels."""
+
 DEFAULTS: Mapping[str, Tile] = {
     "query_sums": Tile(rows=128, columns=128, inner=64, warps=8, stages=3),
     "scores": Tile(rows=64, inner=128, warps=4, stages=3),
@@ -52,24 +56,31 @@ DEFAULTS: Mapping[str, Tile] = {
     "relu_attention_key_gradients/128": Tile(rows=32, columns=32, warps=4, stages=2),
     "relu_attention_query_gradients": Tile(rows=64, columns=64, warps=4, stages=2),
     "relu_attention_query_gradients/128": Tile(rows=64, columns=32, warps=4, stages=2),
-    "linear_gelu": Tile(rows=128, columns=256, inner=64, warps=8, stages=3),
+    "linear_gelu": Tile(rows=128, columns=128, inner=64, warps=8, stages=3),
     "embed_patches": Tile(rows=128, columns=128, inner=64, warps=8, stages=3),
 }
 """By :func:`choice_name` or by kernel alone: what compiles for every GPU since Ampere without spilling registers in
 its loop.
 """
 
-SPLITS = 16
-"""Into how many ranges of tokens their sums are split: with eight blocks of columns one wave on a large GPU."""
+MAX_SPLITS, PROGRAMS = 16, 128
+"""Sums over tokens are split until there is a program for every multiprocessor of a large GPU, and no further."""
 
 
 @functools.cache
 def kernel_version() -> str:
-    """Return what changes whenever the kernels do: a digest of their sources."""
-    digest = hashlib.sha256()
+    """Return what changes whenever the kernels or their compiler do: a digest of sources and Triton's version."""
+    digest = hashlib.sha256(_triton_version().encode())
     for path in sorted(Path(__file__).parent.glob("*_kernels.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _triton_version() -> str:
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def user_choices() -> Path:

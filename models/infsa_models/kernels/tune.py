@@ -27,7 +27,7 @@ from infsa_models.kernels.mean_context_steps import Norm
 from infsa_models.kernels.mlp import linear_gelu
 from infsa_models.kernels.patches import embed_patches
 from infsa_models.kernels.support import TORCH, TRITON, problem
-from infsa_models.kernels.tiles import Tile, choice_name, tile_of, trying, user_choices, write_choices
+from infsa_models.kernels.tiles import VENDOR, Tile, choice_name, tile_of, trying, user_choices, write_choices
 from infsa_models.mean_context import Projections
 from infsa_models.registry import EMBED_DIM, MLP_RATIO, PATCH_SIZE
 
@@ -67,7 +67,7 @@ def main(words: list[str] | None = None) -> int:
         print("tiles are chosen by measuring on a GPU: there is none", file=sys.stderr)
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
-    reason = problem(EMBED_DIM, HEADS[0], device)
+    reason = problem(EMBED_DIM, HEADS[0], device, torch.bfloat16)
     if reason is not None:
         print(f"the kernels cannot run here: {reason}", file=sys.stderr)
         return 2
@@ -142,6 +142,7 @@ CANDIDATES: Mapping[str, tuple[Tile, ...]] = {
     "relu_attention_key_gradients": _tiles(rows=(32, 64), columns=(64, 128), warps=(4, 8), stages=(2,)),
     "relu_attention_query_gradients": _tiles(rows=(64, 128), columns=(32, 64), warps=(4, 8), stages=(2,)),
     "linear_gelu": (
+        VENDOR,
         *_tiles(rows=(128,), columns=(128, 256), inner=(64,), warps=(4, 8), stages=(3, 4)),
         *_tiles(rows=(64, 256), columns=(128,), inner=(64,), warps=(8,), stages=(3, 4)),
     ),

@@ -124,8 +124,8 @@ class FastLinearInfsaAttention(LinearInfsaAttention):
     """The same layer and parameters, reassociated, with relu only; a host need not see N equal rows.
 
     Args:
-        kernels: what passes over the tokens: ``triton``, ``torch``, or ``auto``, Triton's where they can run and are
-            faster. :attr:`choices` says which ran.
+        kernels: what passes over the tokens: ``triton``, ``torch``, or ``auto``, Triton's where a GPU can
+            run them. :attr:`choices` says which ran.
 
     Raises:
         NotImplementedError: in ``forward``, with the reason: Triton's kernels were asked for and cannot run.

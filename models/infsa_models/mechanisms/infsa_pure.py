@@ -75,8 +75,8 @@ class FastPureInfsaAttention(PureInfsaAttention):
     """The same layer and parameters, in tiles.
 
     Args:
-        kernels: what computes the tiles: ``triton``, ``torch``, or ``auto``, Triton's where they can run and are
-            faster. :attr:`choices` says which ran.
+        kernels: what computes the tiles: ``triton``, ``torch``, or ``auto``, Triton's where a GPU can
+            run them. :attr:`choices` says which ran.
 
     Raises:
         NotImplementedError: in ``forward``, with the reason: Triton's kernels were asked for and cannot run.
