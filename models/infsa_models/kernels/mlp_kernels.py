@@ -10,13 +10,13 @@ import triton.language as tl
 def gelu(x):
     """``x/2 (1 + erf(x / sqrt(2)))`` with an error function that has no branches.
 
-    Source: Abramowitz and Stegun, 7.1.26; it is off by 1.5e-7 at most. For negative ``x`` there is no difference of
-    two numbers near one.
+    Source: Abramowitz and Stegun, 7.1.26, which is off by 1.5e-7 at most; its p is divided by sqrt(2) and its five
+    coefficients by two. For negative ``x`` there is no difference of two numbers near one.
     """
-    size = tl.abs(x) * 0.7071067811865476
-    t = 1.0 / (1.0 + 0.3275911 * size)
-    polynomial = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
-    tail = 0.5 * x * polynomial * tl.exp2(size * size * -1.4426950408889634)
+    t = 1.0 / (1.0 + 0.2316418882 * tl.abs(x))
+    polynomial = t * (0.127414796 + t * (-0.142248368 + t * (0.7107068705 + t * (-0.7265760135 + t * 0.5307027145))))
+    # exp(-x^2 / 2), as a power of two
+    tail = x * polynomial * tl.exp2(x * x * -0.7213475204444817)
     return tl.where(x > 0.0, x - tail, tail)
 
 
