@@ -52,6 +52,9 @@ class Option:
         return self.kind(text)
 
 
+KERNELS_VARIABLE = "INFSA_KERNELS"
+"""The environment variable that says what ``kernels=auto`` is, for all processes of a run: ``torch`` or ``triton``."""
+
 HOST_OPTIONS: Mapping[str, Option] = {
     "cls_prune": Option(kind=bool, keeps_sizes=True),
     "kernels": Option(kind=str, choices=("auto", "triton", "torch"), implementations=("fast",), keeps_sizes=True),

@@ -145,3 +145,15 @@ def test_a_signal_ends_the_course(tmp_path: Path) -> None:
     ran = Ran(tmp_path / "run", stage(step("good")), stops=[15])
     assert (ran.order, ran.steps) == ([], {})
     assert COMMIT
+
+
+@pytest.mark.parametrize("verdict", ["assert False", "os.kill(os.getpid(), signal.SIGKILL)", "pass"])
+def test_kernels_that_do_not_stand_their_test_are_not_used_for_the_rest(tmp_path: Path, verdict: str) -> None:
+    check = pytest_step(tmp_path, "kernels-check", verdict, findings=(1,))
+    wanted = "None" if verdict == "pass" else "'torch'"
+    body = f"assert os.environ.get('INFSA_KERNELS') == {wanted}"
+    rest, about_them = pytest_step(tmp_path, "rest", body), pytest_step(tmp_path, "own", body.replace(wanted, "None"))
+    ran = Ran(tmp_path / "run", stage(check, name="probe"), stage(rest), stage(about_them, name="kernels"))
+    assert (ran.fates()["one/rest"], ran.fates()["kernels/own"]) == ("done", "done")
+    again = Ran(tmp_path / "run", stage(pytest_step(tmp_path, "later", body), name="two"))
+    assert again.fates()["two/later"] == "done"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -49,6 +50,15 @@ def test_a_machine_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotImplementedError, match="Triton is not installed"):
         support.chosen("triton", 64, 4, CPU, torch.float16)
     assert support.chosen("auto", 64, 4, CPU, torch.float16) == "torch"
+
+
+def test_the_environment_says_what_auto_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFSA_KERNELS", "triton")
+    assert support.chosen("auto", 64, 4, CPU, torch.float16) == "triton"
+    assert support.chosen("torch", 64, 4, CPU, torch.float16) == "torch"
+    monkeypatch.setenv("INFSA_KERNELS", "cuda")
+    with pytest.raises(ValueError, match="INFSA_KERNELS=cuda is none of auto, triton, torch"):
+        support.chosen("auto", 64, 4, CPU, torch.float16)
 
 
 NO_TRITON = """
@@ -174,6 +184,18 @@ def test_tuning_takes_the_fastest_tile_that_is_right(monkeypatch: pytest.MonkeyP
     assert set(chosen.values()) == {small[0]}
     assert not [line for line in said if " takes " not in line]
     assert not tiles._tried
+
+
+def test_a_check_names_what_is_wrong() -> None:
+    tune = pytest.importorskip("infsa_models.kernels.tune", reason="needs Triton")
+    jobs = list(tune.jobs(CPU, grid=2, width=64, heads=(4,), dtype=torch.float16))
+    said: list[str] = []
+    assert tune.check(iter(jobs), CPU, said.append)
+    assert said == ["all kernels agree with PyTorch's"]
+    wrong = dataclasses.replace(jobs[0], expected=lambda: tuple(result + 1 for result in jobs[0].expected()))
+    assert not tune.check(iter([*jobs[1:], wrong]), CPU, said.append)
+    assert said[-1] == "1 kernels are wrong or do not run"
+    assert said[-2].startswith("query_sums/16: ")
 
 
 def test_tuning_leaves_out_what_is_wrong_or_does_not_run() -> None:

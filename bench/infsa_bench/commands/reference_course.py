@@ -18,11 +18,12 @@ from infsa_bench.commands.step_process import StepEnd, run_step
 from infsa_bench.execute.process import environment_for_python
 from infsa_bench.machine import Environment
 from infsa_bench.reference.parts import pack
-from infsa_bench.reference.stages import Stage, Step, in_order
+from infsa_bench.reference.stages import KERNELS_CHECK, KERNELS_STAGE, PROBE, Stage, Step, in_order
 from infsa_bench.reference.state import FINAL, ReferenceRun, StepState, StepStatus, write_reference_run
 from infsa_bench.report.units import format_duration
 from infsa_bench.store import MANIFEST
 from infsa_bench.sweep import utc_now
+from infsa_models.options import KERNELS_VARIABLE
 
 LEAST_STEP_SECONDS = 20.0
 """Less is not worth starting a step for: it would spend it on starting."""
@@ -97,11 +98,22 @@ class Course:
         self._note(stage, step, "running", command=shown)
         self._say(stage, step, f"at most {format_duration(seconds)}")
         log = self.out / LOGS / f"{stage.name}.{step.name}.log"
-        ended = run_step(command, _environment_of_steps(), log, seconds, lambda: bool(self.stops))
+        ended = run_step(command, self._environment_of(stage), log, seconds, lambda: bool(self.stops))
         status, reason = _judge(step, ended, is_stopped=bool(self.stops))
         self._note(stage, step, status, reason=reason, exit_code=ended.exit_code, seconds=ended.seconds)
         self._say(stage, step, f"{status} after {format_duration(ended.seconds)}{f': {reason}' if reason else ''}")
         return ended.seconds
+
+    def _environment_of(self, stage: Stage) -> dict[str, str]:
+        """Return the environment of a stage's steps; without hand-written kernels where these did not stand the test.
+
+        Every record says which kernels ran.
+        """
+        environment = _environment_of_steps()
+        checked = self.journal.steps.get(f"{PROBE}/{KERNELS_CHECK}")
+        if checked is not None and checked.status not in ("done", "not_run", "running") and stage.name != KERNELS_STAGE:
+            environment[KERNELS_VARIABLE] = "torch"
+        return environment
 
     def _note(
         self,

@@ -28,6 +28,9 @@ GPU_TESTS = (
 )
 """The files with tests that need a GPU and are short: to collect all of them would take longer than to run these."""
 
+KERNELS_CHECK, KERNELS_STAGE = "kernels-check", "kernels"
+"""The step that tries hand-written kernels out, and the stage that is about them."""
+
 KERNELS = ("--option", "kernels=auto,torch")
 SOFTMAX_BACKENDS = "softmax.backend=flash,mem-efficient,cudnn"
 
@@ -70,7 +73,8 @@ class Stage:
         return f"{self.name}/{step.name}"
 
 
-DEFAULT_STAGES = ("probe", "table1-4l", "table1-24l", "ladder")
+PROBE = "probe"
+DEFAULT_STAGES = (PROBE, "table1-4l", "table1-24l", "ladder")
 
 
 def all_stages(out: str, device: str, sizes: Sizes = FULL) -> dict[str, Stage]:
@@ -97,11 +101,20 @@ def all_stages(out: str, device: str, sizes: Sizes = FULL) -> dict[str, Stage]:
     )
     stages = (
         Stage(
-            name="probe",
+            name=PROBE,
             title="the instruments: what they cost, whether they agree with themselves; the tests that need a GPU",
             seconds=180.0,
             steps=(
                 Step(name="doctor", words=doctor, seconds=60.0, findings=(1,)),
+                # Wrong ones would cost every fast cell of what follows.
+                Step(
+                    name=KERNELS_CHECK,
+                    program="python",
+                    words=("-m", "infsa_models.kernels.tune", "--check"),
+                    seconds=100.0,
+                    needs_cuda=True,
+                    findings=(1,),
+                ),
                 Step(name="instruments", words=instruments, seconds=120.0),
                 Step(
                     name="selfcheck",
@@ -255,7 +268,7 @@ def all_stages(out: str, device: str, sizes: Sizes = FULL) -> dict[str, Stage]:
             ),
         ),
         Stage(
-            name="kernels",
+            name=KERNELS_STAGE,
             title="hand-written kernels beside PyTorch's, as CUDA graphs",
             seconds=MAX_STAGE_SECONDS,
             steps=(

@@ -8,6 +8,7 @@ import os
 import torch
 
 from infsa_models.kernels.tiles import origin
+from infsa_models.options import KERNELS_VARIABLE
 
 AUTO, TRITON, TORCH = "auto", "triton", "torch"
 """Values of the option ``kernels``: Triton's where they can run, Triton's or nothing, PyTorch's."""
@@ -33,7 +34,12 @@ def chosen(kernels: str, embed_dim: int, num_heads: int, device: torch.device, d
 
     Raises:
         NotImplementedError: Triton's were asked for and cannot run, with the reason.
+        ValueError: the environment variable INFSA_KERNELS, which says what ``auto`` is, says nothing known.
     """
+    if kernels == AUTO:
+        kernels = os.environ.get(KERNELS_VARIABLE, AUTO)
+    if kernels not in CHOICES:
+        raise ValueError(f"{KERNELS_VARIABLE}={kernels} is none of {', '.join(CHOICES)}")
     if kernels == TORCH:
         return TORCH
     reason = problem(embed_dim, num_heads, device, dtype)

@@ -59,9 +59,13 @@ class Job:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Tune on the current device and write the choices; return 2 where the kernels cannot run, else 0."""
+    """Tune on the current device and write the choices, or check what there is; return the exit code.
+
+    It is 2 where the kernels cannot run, and 1 where a check found one that is wrong.
+    """
     parser = argparse.ArgumentParser(prog="python -m infsa_models.kernels.tune", description=__doc__.splitlines()[0])
     parser.add_argument("--copy-to", type=Path, help=f"another file for the choices, beside {user_choices()}")
+    parser.add_argument("--check", action="store_true", help="run every kernel once, and tell whether it is right")
     options = parser.parse_args(words)
     if not torch.cuda.is_available():
         print("tiles are chosen by measuring on a GPU: there is none", file=sys.stderr)
@@ -71,6 +75,8 @@ def main(words: list[str] | None = None) -> int:
     if reason is not None:
         print(f"the kernels cannot run here: {reason}", file=sys.stderr)
         return 2
+    if options.check:
+        return 0 if check(jobs(device), device, print) else 1
     gpu = torch.cuda.get_device_name(device)
     choices = tune(jobs(device), device, milliseconds, print)
     for path in (user_choices(), options.copy_to):
@@ -107,6 +113,24 @@ def tune(
             if time < fastest:
                 fastest, chosen[job.name] = time, tile
     return chosen
+
+
+def check(jobs: Iterator[Job], device: torch.device, say: Callable[[str], None]) -> bool:
+    """Tell whether every kernel, with the tile it has, computes what PyTorch does; say which does not."""
+    wrong = 0
+    for job in jobs:
+        tile = tile_of(job.kernel, job.head_dim, device)
+        try:
+            largest = _largest_error(job.run(), job.expected())
+        except Exception as error:  # noqa: BLE001 - as above
+            say(f"{job.name}: {tile} does not run: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+            wrong += 1
+            continue
+        if not largest <= TOLERANCE:
+            say(f"{job.name}: {tile} is wrong by {largest:.2g}")
+            wrong += 1
+    say(f"{wrong} kernels are wrong or do not run" if wrong else "all kernels agree with PyTorch's")
+    return not wrong
 
 
 def milliseconds(run: Callable[[], Results]) -> float:
