@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from infsa_bench.commands import reference_course
 from infsa_bench.commands.reference_course import Course
 from infsa_bench.reference.parts import parts_in
 from infsa_bench.reference.stages import Stage, Step
-from infsa_bench.reference.state import ReferenceRun, load_reference_run
+from infsa_bench.reference.state import ReferenceRun, StepStatus, load_reference_run
 
 
 def step(name: str, *words: str, seconds: float = 60.0, **more: object) -> Step:
@@ -105,6 +106,32 @@ def test_a_step_that_was_under_way_when_all_was_killed_is_started_again(tmp_path
     ran = Ran(folder, stage(step("good"), step("part")))
     assert ran.fates() == {"one/good": "done", "one/part": "done"}
     assert ran.steps["one/good"].starts == 2
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted"])
+def test_what_was_cut_off_comes_last_where_it_begins_anew(tmp_path: Path, status: StepStatus) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    journal = reference_run({f"one/{name}": step_state(status) for name in ("hung", "sweep", "kernels-check")})
+    reference_course.write_reference_run(folder, journal)
+    steps = (step("hung"), step("sweep", run="table1"), step("new"), step("kernels-check"))
+    order = ["one/sweep", "one/new", "one/kernels-check", "one/hung"]
+    assert Ran(folder, stage(*steps)).order == order
+    again = replace(step_state(status), starts=2)
+    reference_course.write_reference_run(folder, reference_run({"one/kernels-check": again}))
+    assert Ran(folder, stage(step("kernels-check"), step("new"))).order == ["one/new", "one/kernels-check"]
+
+
+def test_kernels_whose_check_was_killed_are_not_used_before_it_is_done(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    killed = replace(step_state("running"), starts=2)
+    reference_course.write_reference_run(folder, reference_run({"probe/kernels-check": killed}))
+    check = pytest_step(tmp_path, "kernels-check", "assert 'INFSA_KERNELS' not in os.environ")
+    rest = pytest_step(tmp_path, "rest", "assert os.environ.get('INFSA_KERNELS') == 'torch'")
+    ran = Ran(folder, stage(check, name="probe"), stage(rest))
+    assert ran.order == ["one/rest", "probe/kernels-check"]
+    assert ran.fates() == {"one/rest": "done", "probe/kernels-check": "done"}
 
 
 def test_a_step_that_runs_for_long_is_packed_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
