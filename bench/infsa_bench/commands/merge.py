@@ -55,6 +55,10 @@ def describe_merged(merged: Merged, runs: int, out: Path) -> list[str]:
     line += f", in {environments} environments, which no row of a table mixes" if environments > 1 else ""
     line += f"; {merged.repeated} records were in several runs, and the same" if merged.repeated else ""
     lines = [line]
+    if merged.traces or merged.missing_traces:
+        line = f"power traces: {merged.traces} came along"
+        missing = f"; {merged.missing_traces} are missing: energy was measured, but its trace was not in the run"
+        lines.append(line + (missing if merged.missing_traces else ""))
     if merged.missing_shards:
         lines.append(f"missing: shard{'' if len(merged.missing_shards) == 1 else 's'} {_listed(merged.missing_shards)}")
     if merged.recorded < planned:
