@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 from fake_worker import CALIBRATION, CALIBRATION_LATER, PEAKS, TRACE
 from sample_records import (
     ENVIRONMENT,
@@ -23,9 +24,9 @@ from sample_records import (
     make_record,
 )
 
-from infsa_bench import merging
+from infsa_bench import cli, merging
 from infsa_bench.analyze.run import summarized
-from infsa_bench.commands.merge import describe_merged, whole_command
+from infsa_bench.commands.merge import FLAGS_OF_TABLE1, describe_merged, whole_command
 from infsa_bench.errors import RunLockedError, SchemaError, SpecError
 from infsa_bench.merging import Merged, merge_runs
 from infsa_bench.peaks import FURTHER_PEAKS, MeasuredPeaks
@@ -474,11 +475,26 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
             "infsa-bench table1 results/shard-0 --measure --shard 0/3 --resume",
             "infsa-bench table1 OUT --measure",
         ),
+        (
+            "infsa-bench table1 results/shards/0 --measure --shard 0/8 --replicates 0",
+            "infsa-bench table1 OUT --measure --replicates 0",
+        ),
+        (
+            "infsa-bench table1 --measure --replicates 0 --against=0 --against 0 --shard 0/8 shards/0 --device 0",
+            "infsa-bench table1 --measure --replicates 0 --against=0 --against 0 OUT --device 0",
+        ),
+        ("infsa-bench table1 --measure --shard 0/8 -- 0", "infsa-bench table1 --measure -- OUT"),
+        ("infsa-bench table1 table1 --measure --shard 0/8", "infsa-bench table1 OUT --measure"),
     ],
 )
-def test_the_command_of_all_shards_follows_from_that_of_one(command: str, whole: str, tmp_path: Path) -> None:
-    found = whole_command(command.split(), tmp_path / "shard-0", Path("OUT"))
-    assert " ".join(found) == whole
+def test_the_command_of_all_shards_follows_from_that_of_one(command: str, whole: str) -> None:
+    assert " ".join(whole_command(command.split(), Path("OUT"))) == whole
+
+
+def test_the_flags_of_table1_are_those_of_its_command_line() -> None:
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    flags = {name for each in commands["table1"].params if getattr(each, "is_flag", False) for name in each.opts}
+    assert flags == set(FLAGS_OF_TABLE1)
 
 
 def test_many_missing_shards_are_not_all_named() -> None:
