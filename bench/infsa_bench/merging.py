@@ -25,7 +25,7 @@ from infsa_bench.machine import Environment
 from infsa_bench.peaks import MeasuredPeaks, write_further_peaks, write_peaks
 from infsa_bench.record import EnergyCalibration, Measurement, Record
 from infsa_bench.shard import Part
-from infsa_bench.store import DRAFT, LOCK, MANIFEST, MAX_RECORDS_BYTES, RECORDS, Manifest, Settings, StoredRun, load
+from infsa_bench.store import DRAFT, LOCK, MANIFEST, MAX_RECORDS_BYTES, RECORDS, Manifest, StoredRun, load
 from infsa_bench.traces import MAX_TRACE_BYTES, TRACES, load_trace, trace_path
 
 
@@ -172,8 +172,7 @@ class _Joined:
         )
 
     def _refuse_another_plan(self, run: StoredRun, first: StoredRun) -> None:
-        settings = [_of_any_device(found.manifest.settings) for found in (first, run)]
-        differences = settings[0].differences(settings[1])
+        differences = first.manifest.settings.differences(run.manifest.settings)
         if differences:
             raise SpecError(f"{run.path} was made with another {', '.join(differences)} than {first.path}")
         plan = _whole_plan(run.manifest)
@@ -255,11 +254,6 @@ def _refuse_folders(paths: Sequence[Path], out: Path) -> None:
 
 def _whole_plan(manifest: Manifest) -> tuple[str, ...]:
     return manifest.plan if manifest.shard is None else manifest.shard.whole
-
-
-def _of_any_device(settings: Settings) -> Settings:
-    """Return the settings with the type of the device alone: which one it was is said by each record."""
-    return replace(settings, device=settings.device.partition(":")[0])
 
 
 @contextlib.contextmanager
