@@ -31,6 +31,7 @@ WITHOUT_TORCH = [
     "infsa_bench.execute.launcher",
     "infsa_bench.execute.messages",
     "infsa_bench.execute.local_engine",
+    "infsa_bench.execute.ray_cluster",
     "infsa_bench.execute.ray_engine",
     "infsa_bench.execute.ray_station",
     "infsa_bench.commands.fleet",

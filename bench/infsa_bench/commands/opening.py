@@ -10,7 +10,8 @@ from infsa_bench.commands.options import RAY_ADDRESS, SweepOptions, SweepRequest
 from infsa_bench.errors import SpecError
 from infsa_bench.execute.engines import Engine
 from infsa_bench.execute.local_engine import LocalEngine
-from infsa_bench.execute.ray_engine import Cluster, RayEngine
+from infsa_bench.execute.ray_cluster import Cluster
+from infsa_bench.execute.ray_engine import RayEngine
 from infsa_bench.execute.station import StartLauncher
 from infsa_bench.machine import Environment
 from infsa_bench.schedule import MEMORY_SHARE

@@ -13,11 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
-import socket
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,84 +21,16 @@ from infsa_bench.codec import decode, encode
 from infsa_bench.errors import PeaksUnavailableError, SpecError
 from infsa_bench.execute.engines import Ended, Task
 from infsa_bench.execute.messages import Hello, PeaksMeasured
+from infsa_bench.execute.ray_cluster import Cluster, Node, nodes_with, refuse_several_types
 from infsa_bench.execute.ray_station import Answer, Opened, Place, RayStation, order_of
 from infsa_bench.peaks import MeasuredPeaks
 from infsa_bench.record import EnergyCalibration
 
-INSTALL = "pip install 'infsa-bench[ray]'"
-ACCELERATOR_PREFIX = "accelerator_type:"
 OPEN_SECONDS = 240.0
 """How long devices have to become ready; those that others keep busy for longer are left out."""
 
-KNOCK_SECONDS = 10.0
-"""How long an address has to answer at all."""
-
 CLOSE_SECONDS = 10.0
 """How long workers have to end by themselves, before they are killed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """A machine of the cluster, as Ray lists it: how many GPUs and cores it lends, and the names of its GPU's model."""
-
-    id: str
-    name: str
-    gpus: int
-    cores: int
-    accelerators: frozenset[str]
-
-    def slots(self, device: str) -> int:
-        """Return how many cases it takes at a time: one for each GPU or, on processors, one."""
-        return self.gpus if device == "cuda" else min(1, self.cores)
-
-
-class Cluster:
-    """A connection to a Ray cluster, which ends with it."""
-
-    def __init__(self, address: str) -> None:
-        """Connect to the cluster at ``address``; ``auto`` for the one that this machine belongs to.
-
-        Raises:
-            SpecError: Ray is not installed, or there is no such cluster.
-        """
-        self.ray = _import_ray()
-        try:
-            _knock(address)
-            self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise SpecError(
-                f"no Ray cluster at {address!r}: {reason}; start one with ray start --head, or name another "
-                "with --ray-address"
-            ) from None
-
-    def nodes(self) -> list[Node]:
-        """Return the nodes that are alive."""
-        found = [node for node in self.ray.nodes() if node["Alive"]]
-        hosts = Counter(node["NodeManagerHostname"] for node in found)
-        return [
-            Node(
-                id=node["NodeID"],
-                # Several nodes on one machine are told apart by what Ray calls them.
-                name=host if hosts[host := node["NodeManagerHostname"]] == 1 else f"{host}-{node['NodeID'][:8]}",
-                gpus=int(node["Resources"].get("GPU", 0)),
-                cores=int(node["Resources"].get("CPU", 0)),
-                accelerators=frozenset(
-                    name.removeprefix(ACCELERATOR_PREFIX)
-                    for name in node["Resources"]
-                    if name.startswith(ACCELERATOR_PREFIX)
-                ),
-            )
-            for node in found
-        ]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.ray.shutdown()
 
 
 class RayEngine:
@@ -119,14 +47,14 @@ class RayEngine:
         self._memory_limit_bytes: int | None = None
         self._running: dict[Any, tuple[Task, _RayPlace]] = {}
         self._places: list[_RayPlace] = []
-        device, nodes = _nodes_with(cluster, device)
+        device, nodes = nodes_with(cluster, device)
         self._device = device
         nodes = [node for node in nodes if accelerator is None or accelerator in node.accelerators]
         if not nodes:
             what = "a GPU" if device == "cuda" else "a core"
             what += "" if accelerator is None else f" of accelerator type {accelerator}"
             raise SpecError(f"no node of the Ray cluster has {what} to lend")
-        _refuse_several_types(nodes, accelerator)
+        refuse_several_types(nodes, accelerator)
         # As many for every worker, so that no two nodes differ in their threads.
         cores = min(node.cores // node.slots(device) for node in nodes)
         start = _starting(self._ray, num_gpus=1 if device == "cuda" else 0, num_cpus=cores)
@@ -326,20 +254,6 @@ class _RayPlace:
         return self.actor.run.remote(order)
 
 
-def accelerator_types(cluster: Cluster, device: str) -> list[str]:
-    """Return the accelerator types of the nodes that have the device: ``auto``, ``cuda`` or ``cpu``."""
-    _, nodes = _nodes_with(cluster, device)
-    return sorted({name for node in nodes for name in node.accelerators})
-
-
-def _nodes_with(cluster: Cluster, device: str) -> tuple[str, list[Node]]:
-    """Return the type of device that is meant, and the nodes that lend one."""
-    nodes = cluster.nodes()
-    if device == "auto":
-        device = "cuda" if any(node.gpus for node in nodes) else "cpu"
-    return device, [node for node in nodes if node.slots(device)]
-
-
 def _described(node: Node, device: str, accelerator: str | None, allow_shared: bool) -> Place:
     return Place(
         device=device,
@@ -362,34 +276,6 @@ def _starting(ray: Any, *, num_gpus: int, num_cpus: int) -> Callable[[Node, str]
         return actor.options(scheduling_strategy=strategy).remote(place)
 
     return start
-
-
-def _knock(address: str) -> None:
-    """See whether anybody listens at an address, of which Ray itself would take minutes to despair.
-
-    Raises:
-        OSError: nobody does.
-    """
-    found = re.fullmatch(r"(?:ray://)?\[?([^/\]]+?)\]?:([0-9]{1,5})", address)
-    if found:
-        socket.create_connection((found[1], int(found[2])), KNOCK_SECONDS).close()
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise SpecError(f"--engine ray needs Ray, which is not installed: {INSTALL}") from None
-    return ray
-
-
-def _refuse_several_types(nodes: Sequence[Node], accelerator: str | None) -> None:
-    if accelerator is None and len({node.accelerators for node in nodes}) > 1:
-        names = sorted({name for node in nodes for name in node.accelerators})
-        raise SpecError(
-            f"the Ray cluster has several accelerator types ({', '.join(names)}), which are never mixed in one run: "
-            "choose one with --accelerator, or run the plan on each with --per-accelerator"
-        )
 
 
 def _reason(error: BaseException) -> str:
