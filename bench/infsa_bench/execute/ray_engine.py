@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +29,9 @@ from infsa_bench.record import EnergyCalibration
 
 OPEN_SECONDS = 240.0
 """How long devices have to become ready; those that others keep busy for longer are left out."""
+
+MAX_LOSSES = 2
+"""So many actors of a device may be lost in a row, without an answer between them, before the device itself is."""
 
 CLOSE_SECONDS = 10.0
 """How long workers have to end by themselves, before they are killed."""
@@ -46,9 +50,11 @@ class RayEngine:
         self._accelerator = accelerator
         self._memory_limit_bytes: int | None = None
         self._running: dict[Any, tuple[Task, _RayPlace]] = {}
+        self._opening: dict[Any, tuple[Task, _RayPlace, float]] = {}
         self._places: list[_RayPlace] = []
         device, nodes = nodes_with(cluster, device)
         self._device = device
+        self._alive = frozenset(node.id for node in nodes)
         nodes = [node for node in nodes if accelerator is None or accelerator in node.accelerators]
         if not nodes:
             what = "a GPU" if device == "cuda" else "a core"
@@ -136,25 +142,53 @@ class RayEngine:
         return self._free(avoided) is not None
 
     def start(self, task: Task) -> None:
-        """Begin a task on a free device."""
+        """Begin a task on a free device, which first gets another actor if it has lost its own."""
         place = self._free(task.avoided)
         assert place is not None
-        self._running[place.run(encode(order_of(task, self._memory_limit_bytes)))] = (task, place)
+        if place.actor is None:
+            place.actor = place.start()
+            self._opening[place.actor.open.remote()] = (task, place, time.monotonic() + OPEN_SECONDS)
+        else:
+            self._order(task, place)
 
     def wait(self) -> Ended:
         """Wait for a task to end."""
-        (ref, *_), _ = self._ray.wait(list(self._running), num_returns=1)
+        ended = None
+        while ended is None:
+            seconds = None
+            if self._opening:
+                seconds = max(0.0, min(until for _, _, until in self._opening.values()) - time.monotonic())
+            ready, _ = self._ray.wait([*self._running, *self._opening], num_returns=1, timeout=seconds)
+            if not ready:
+                ended = self._late()
+            elif ready[0] in self._opening:
+                ended = self._opened(ready[0])
+            else:
+                ended = self._answered(ready[0])
+        self._alive = frozenset(node.id for node in self._cluster.nodes())
+        return ended
+
+    def _order(self, task: Task, place: _RayPlace) -> None:
+        """Have the actor of a place, which is ready, run a task."""
+        order = order_of(task, self._memory_limit_bytes)
+        self._running[place.actor.run.remote(encode(order))] = (task, place)
+
+    def _answered(self, ref: Any) -> Ended:
+        """Return how a task ended."""
         task, place = self._running.pop(ref)
         try:
             answer = decode(Answer, self._ray.get(ref))
-            place.is_lost = answer.lost is not None
         except self._ray.exceptions.RayTaskError:
             # Nothing was lost: the fault is ours.
             raise
         except self._ray.exceptions.RayError as error:
-            answer = Answer(environment=None, seconds=0.0, outcome=None, lost=_reason(error))
             # If its node lives on, the next task there has another actor.
-            place.actor = None
+            self._end([place])
+            place.losses += 1
+            place.is_lost = place.losses >= MAX_LOSSES
+            return _lost(task, place, _reason(error))
+        place.losses = 0
+        place.is_lost = answer.lost is not None
         return Ended(
             task=task,
             place=place.node.name,
@@ -164,6 +198,31 @@ class RayEngine:
             lost=None if answer.lost is None else f"{place.node.name}: {answer.lost}",
             is_shared=answer.is_shared,
         )
+
+    def _opened(self, ref: Any) -> Ended | None:
+        """Begin the task that waited for another actor; return its end where there is none to be had."""
+        task, place, _ = self._opening.pop(ref)
+        try:
+            problem = decode(Opened, self._ray.get(ref)).problem
+        except self._ray.exceptions.RayError as error:
+            problem = _reason(error)
+        if problem is None:
+            self._order(task, place)
+            return None
+        return self._given_up(task, place, problem)
+
+    def _late(self) -> Ended | None:
+        """Give up the place whose other actor has had its time to become ready; others may hold its device."""
+        for ref, (task, place, until) in self._opening.items():
+            if time.monotonic() >= until:
+                del self._opening[ref]
+                return self._given_up(task, place, f"no other worker was ready within {OPEN_SECONDS:.0f} s")
+        return None
+
+    def _given_up(self, task: Task, place: _RayPlace, reason: str) -> Ended:
+        self._end([place])
+        place.is_lost = True
+        return _lost(task, place, reason)
 
     def calibrate(self) -> list[EnergyCalibration]:
         """Watch each idle device whose energy was measured once more."""
@@ -207,13 +266,12 @@ class RayEngine:
                 raise SpecError(f"{place.node.name}: {problem}")
 
     def _usable(self) -> list[_RayPlace]:
-        alive = {node.id for node in self._cluster.nodes()}
-        return [place for place in self._places if not place.is_lost and place.node.id in alive]
+        return [place for place in self._places if not place.is_lost and place.node.id in self._alive]
 
     def _free(self, avoided: frozenset[str]) -> _RayPlace | None:
         usable = self._usable()
         usable = [place for place in usable if place.node.name not in avoided] or usable
-        busy = [place for _, place in self._running.values()]
+        busy = {place for _, place in self._running.values()} | {place for _, place, _ in self._opening.values()}
         return next((place for place in usable if place not in busy), None)
 
     def _end(self, places: Iterable[_RayPlace]) -> None:
@@ -229,7 +287,7 @@ class RayEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self._running:
+        if not self._running and not self._opening:
             refs = [place.actor.close.remote() for place in self._usable() if place.actor is not None]
             if refs:
                 self._ray.wait(refs, num_returns=len(refs), timeout=CLOSE_SECONDS)
@@ -237,21 +295,27 @@ class RayEngine:
 
 
 class _RayPlace:
-    """A device of a node, and the actor that has it; None where it was lost."""
+    """A device of a node, and the actor that has it; None where it was lost. ``losses`` are those in a row."""
 
     hello: Hello
 
     def __init__(self, node: Node, place: Place, start: Callable[[Node, str], Any]) -> None:
         self.node = node
         self.is_lost = False
-        self._start: Callable[[], Any] = functools.partial(start, node, encode(place))
-        self.actor: Any = self._start()
+        self.losses = 0
+        self.start: Callable[[], Any] = functools.partial(start, node, encode(place))
+        self.actor: Any = self.start()
 
-    def run(self, order: str) -> Any:
-        """Have the actor run an order, one that takes the place of a lost one included."""
-        if self.actor is None:
-            self.actor = self._start()
-        return self.actor.run.remote(order)
+
+def _lost(task: Task, place: _RayPlace, reason: str) -> Ended:
+    return Ended(
+        task=task,
+        place=place.node.name,
+        environment=place.hello.environment,
+        seconds=0.0,
+        run=None,
+        lost=f"{place.node.name}: {reason}",
+    )
 
 
 def _described(node: Node, device: str, accelerator: str | None, allow_shared: bool) -> Place:
