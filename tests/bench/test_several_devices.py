@@ -104,6 +104,24 @@ def test_a_run_goes_on_with_other_devices_of_its_kind(fake: CommandLine) -> None
     assert len({row.environment for row in load_run(fake.folder / "results/x").rows}) == 1
 
 
+@pytest.mark.skipif(len(own_cores()) < 2, reason="needs two cores")
+def test_a_run_goes_on_with_another_number_of_devices(
+    fake: CommandLine, monkeypatch: pytest.MonkeyPatch, locks: Path
+) -> None:
+    """Each worker then has another share of the cores, and yet what they measure is one row."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("infsa_bench.commands.sweep.Launcher", fake_launcher("gpus=4", "cores"))
+    words = [*WORDS, "--res", "32", "--replicates"]
+    assert fake(*words, "1", "--device", "cuda:0").code == 0
+    result = fake(*words, "2", "--device", "cuda:0,cuda:1", "--resume")
+    assert result.code == 0, result.err
+    environments = load_manifest(fake.folder / "results/x").environments.values()
+    assert len({found.cpu_count for found in environments}) == 2
+    rows = load_run(fake.folder / "results/x").rows
+    assert [row.processes for row in rows] == [2] * 3
+    assert all("several_devices" in row.flags for row in rows)
+
+
 @pytest.mark.parametrize("devices", ["cuda:1", "cuda:1,cuda:2"])
 def test_a_run_does_not_go_on_with_other_hardware(
     fake: CommandLine, monkeypatch: pytest.MonkeyPatch, devices: str
