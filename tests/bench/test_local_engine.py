@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import itertools
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sample_records
@@ -179,6 +183,37 @@ def test_without_a_device_the_sweep_stops_and_can_be_resumed(tmp_path: Path) -> 
     records = run_with_fake_worker(tmp_path / "run", make_plan(cases[1:]), traits=(f"lost={file}",), devices=TWO)
     assert len(records) == 7
     assert {record.case for record in records} == set(cases)
+
+
+def test_a_device_whose_worker_has_no_room_is_lost_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first worker to be replaced finds a full disk, and the others do not."""
+    cases = [
+        make_case(behave="sigsegv"),
+        *(make_case(sleep="0.05", n=str(n)) for n in range(2)),
+        *(dataclasses.replace(make_case(sleep="0.05", n=str(n)), replicate=1) for n in range(4)),
+    ]
+    temporary_file, opened = tempfile.TemporaryFile, itertools.count()
+
+    def full_for_the_third(*arguments: Any) -> Any:
+        if next(opened) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return temporary_file(*arguments)
+
+    monkeypatch.setattr("infsa_bench.execute.process.tempfile.TemporaryFile", full_for_the_third)
+    records = run_with_fake_worker(tmp_path / "run", make_plan(cases), devices=TWO)
+    assert len(records) == 7
+    assert sum(isinstance(record.outcome, Measurement) for record in records) == 6
+    (attempt,) = [attempt for record in records for attempt in record.attempts]
+    assert "did not start: [Errno 28] No space left on device" in attempt.message
+
+
+def test_a_full_disk_ends_a_sweep_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("infsa_bench.execute.process.tempfile.TemporaryFile", full)
+    with pytest.raises(SweepStoppedError, match=r"worker for cpu did not start: .*No space left on device"):
+        LocalEngine(["cpu"], fake_launcher())
 
 
 def test_one_device_alone_stops_without_a_record_as_ever(tmp_path: Path) -> None:

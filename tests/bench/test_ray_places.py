@@ -6,11 +6,12 @@ and are lost over their next case, ``taken`` has none that become ready again, `
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import sample_records
@@ -26,7 +27,7 @@ from infsa_bench.execute.launcher import Patience
 from infsa_bench.execute.messages import Hello
 from infsa_bench.execute.ray_cluster import Cluster, Node
 from infsa_bench.execute.ray_engine import RayEngine
-from infsa_bench.execute.ray_station import Answer, Opened, Order
+from infsa_bench.execute.ray_station import Answer, Opened, Order, Place, RayStation, order_of
 from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import Measurement
 from infsa_bench.store import RunWriter, load
@@ -216,6 +217,19 @@ def test_what_is_left_of_the_time_is_counted_when_the_actor_is_ready(engine_on: 
         left_seconds = cluster.orders[-1].left_seconds
         assert left_seconds is not None
         assert left_seconds <= until - begun - MOMENT_SECONDS
+
+
+def test_a_node_without_room_is_lost_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("infsa_bench.execute.process.tempfile.TemporaryFile", full)
+    station = RayStation(encode(Place(device="cpu", node="a", accelerator=None, allow_shared=False)))
+    expected = "the worker for cpu did not start: [Errno 28] No space left on device"
+    assert decode(Opened, station.open()).problem == expected
+    assert station.check(["module:Class"]) == station.limit_memory(2**30) == expected
+    answer = decode(Answer, station.run(encode(order_of(make_task("0"), None))))
+    assert (answer.outcome, answer.lost) == (None, expected)
 
 
 def test_nodes_are_asked_for_once_a_case(engine_on: EngineOn, tmp_path: Path) -> None:

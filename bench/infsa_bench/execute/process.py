@@ -121,13 +121,14 @@ class Worker:
             WorkerAbandonedError: ``abandonment`` was declared; it also ends every :meth:`receive`.
             WorkerKilledError: the worker was killed before it was ready.
             SweepStoppedError: it did not start for another reason.
+            OSError: this machine has no room for it, or no process.
         """
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the worker
         read_fd, write_fd = os.pipe()
         self._read_fd = read_fd
         self._pending = b""
         self._abandonment = abandonment
         self._memory_kills = memory_kills()
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the worker
         try:
             self._process = subprocess.Popen(
                 command(device, write_fd, os.getpid()),
@@ -139,6 +140,9 @@ class Worker:
                 start_new_session=True,
                 env=environment_for_python(),
             )
+        except OSError:
+            os.close(read_fd)
+            raise
         finally:
             os.close(write_fd)
         try:

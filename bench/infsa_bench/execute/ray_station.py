@@ -23,6 +23,9 @@ from infsa_bench.protocol import Protocol
 from infsa_bench.record import Attempt, EnergyCalibration, Outcome, TracePoint
 from infsa_bench.spec import Case
 
+_UNUSABLE = (SpecError, SweepStoppedError, OSError)
+"""What says that this node cannot be used; the others can."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
@@ -129,7 +132,7 @@ class RayStation:
         """Start the first worker; return an :class:`Opened`."""
         try:
             hello = self._ready_station().launcher.hello
-        except (SpecError, SweepStoppedError) as error:
+        except _UNUSABLE as error:
             return encode(Opened(hello=None, problem=str(error)))
         return encode(Opened(hello=replace(hello, environment=self._named(hello.environment))))
 
@@ -137,7 +140,7 @@ class RayStation:
         """Try out ``package.module:Class`` mechanisms; return what is wrong."""
         try:
             self._ready_station().launcher.check(tuple(mechanisms))
-        except (SpecError, SweepStoppedError) as error:
+        except _UNUSABLE as error:
             return str(error)
         return None
 
@@ -145,7 +148,7 @@ class RayStation:
         """Limit the memory of every worker from now on and try that out; return what is wrong with it."""
         try:
             self._ready_station().launcher.limit_memory(limit_bytes)
-        except (SpecError, SweepStoppedError) as error:
+        except _UNUSABLE as error:
             return str(error)
         self._memory_limit_bytes = limit_bytes
         return None
@@ -154,7 +157,7 @@ class RayStation:
         """Measure what the device can do; return a PeaksMeasured."""
         try:
             peaks = self._ready_station().launcher.measure_peaks()
-        except (PeaksUnavailableError, SpecError, SweepStoppedError) as error:
+        except (PeaksUnavailableError, *_UNUSABLE) as error:
             return encode(PeaksMeasured(peaks=None, problem=str(error)))
         return encode(PeaksMeasured(peaks=peaks, problem=None))
 
@@ -166,7 +169,7 @@ class RayStation:
             if asked.memory_limit_bytes != self._memory_limit_bytes and asked.memory_limit_bytes is not None:
                 station.launcher.limit_memory(asked.memory_limit_bytes, is_tried_out=False)
                 self._memory_limit_bytes = asked.memory_limit_bytes
-        except (SpecError, SweepStoppedError) as error:
+        except _UNUSABLE as error:
             return encode(Answer(environment=None, seconds=0.0, outcome=None, lost=str(error)))
         ended = station.run(task_of(asked))
         answer = Answer(
