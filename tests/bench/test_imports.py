@@ -30,6 +30,7 @@ WITHOUT_TORCH = [
     "infsa_bench.sweep",
     "infsa_bench.execute.launcher",
     "infsa_bench.execute.messages",
+    "infsa_bench.execute.cores",
     "infsa_bench.execute.local_engine",
     "infsa_bench.execute.ray_cluster",
     "infsa_bench.execute.ray_engine",

@@ -25,10 +25,11 @@ from infsa_bench.analyze.predict import Predictor
 from infsa_bench.codec import decode
 from infsa_bench.energy_plan import ENERGY_PRESETS
 from infsa_bench.errors import SpecError, SweepStoppedError
+from infsa_bench.execute.cores import own_cores
 from infsa_bench.execute.device_lock import DeviceLock
 from infsa_bench.execute.engines import Task
 from infsa_bench.execute.launcher import Launcher, Patience
-from infsa_bench.execute.local_engine import LocalEngine, divided_cores, own_cores
+from infsa_bench.execute.local_engine import LocalEngine
 from infsa_bench.execute.messages import RunCommand
 from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import Failure, Measurement, Record
@@ -61,14 +62,6 @@ def places_of(records: Sequence[Record]) -> list[tuple[str, int, str]]:
         device, pid, cores = record.outcome.message.split(" ", 2)
         found.append((device, int(pid), cores))
     return found
-
-
-def test_cores_are_divided_equally() -> None:
-    cores = [2, 3, 5, 7, 8, 9]
-    assert divided_cores(cores, 1) == [None]
-    assert divided_cores(cores, 2) == [{2, 3, 5}, {7, 8, 9}]
-    assert divided_cores(cores, 4) == [{2}, {3}, {5}, {7}]
-    assert divided_cores([0, 1], 3) == [{0}, {1}, {0}]
 
 
 def test_two_devices_halve_the_time(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from test_local_engine import locks
 from infsa_bench.analyze.run import load_run
 from infsa_bench.commands.resuming import refuse_other_hardware
 from infsa_bench.errors import SpecError
-from infsa_bench.execute.local_engine import own_cores
+from infsa_bench.execute.cores import own_cores
 from infsa_bench.machine import Environment
 from infsa_bench.record import Measurement
 from infsa_bench.store import RECORDS, load, load_manifest
