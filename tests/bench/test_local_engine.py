@@ -103,6 +103,15 @@ def test_one_device_is_not_pinned(tmp_path: Path) -> None:
     assert places_of(records)[0][2] == str(own_cores())
 
 
+@pytest.mark.skipif(len(own_cores()) < 2, reason="needs two cores")
+def test_only_workers_with_a_share_of_the_cores_are_limited_in_their_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "32")
+    share = len(own_cores()) // 2
+    for devices, threads in ((TWO[:1], 32), (TWO, share)):
+        with LocalEngine(devices, fake_launcher("cores")) as engine:
+            assert {hello.environment.torch_threads for hello in engine.hellos} == {threads}
+
+
 def test_a_replicate_begins_with_a_fresh_worker_on_every_device(tmp_path: Path) -> None:
     cases = [
         dataclasses.replace(make_case(behave="place", sleep="0.1", n=str(number)), replicate=replicate)
@@ -316,9 +325,15 @@ def test_an_interrupt_ends_all_workers(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(len(own_cores()) < 2, reason="needs two cores")
-def test_real_workers_have_their_own_cores_and_as_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("threads", [None, "32"])
+def test_real_workers_have_their_own_cores_and_as_many_threads(
+    monkeypatch: pytest.MonkeyPatch, threads: str | None
+) -> None:
+    """Also where a cluster wants more of every process."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
+        if threads is not None:
+            monkeypatch.setenv(name, threads)
     with LocalEngine(["cpu", "cpu"]) as engine:
         share = len(own_cores()) // 2
         for hello in engine.hellos:

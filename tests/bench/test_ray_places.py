@@ -7,8 +7,12 @@ and are lost over their next case, ``taken`` has none that become ready again, `
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,6 +26,7 @@ from test_sweep import Listener, make_plan
 from infsa_bench.analyze.predict import Predictor
 from infsa_bench.codec import decode, encode
 from infsa_bench.execute import ray_engine
+from infsa_bench.execute.cores import divided_cores, own_cores
 from infsa_bench.execute.engines import Task
 from infsa_bench.execute.launcher import Patience
 from infsa_bench.execute.messages import Hello
@@ -42,6 +47,8 @@ HELLO = Hello(
     energy_source=None,
     no_energy_reason="no meter",
 )
+
+PLACE = Place(device="cpu", node="a", accelerator=None, allow_shared=False, part=0, parts=1, cores=1)
 
 
 class LostError(Exception):
@@ -224,12 +231,31 @@ def test_a_node_without_room_is_lost_and_says_so(monkeypatch: pytest.MonkeyPatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("infsa_bench.execute.process.tempfile.TemporaryFile", full)
-    station = RayStation(encode(Place(device="cpu", node="a", accelerator=None, allow_shared=False)))
+    station = RayStation(encode(PLACE))
     expected = "the worker for cpu did not start: [Errno 28] No space left on device"
     assert decode(Opened, station.open()).problem == expected
     assert station.check(["module:Class"]) == station.limit_memory(2**30) == expected
     answer = decode(Answer, station.run(encode(order_of(make_task("0"), None))))
     assert (answer.outcome, answer.lost) == (None, expected)
+
+
+@pytest.mark.skipif(len(own_cores()) < 2, reason="needs two cores")
+def test_actors_of_one_node_share_its_cores_and_threads() -> None:
+    """In processes of their own, as those of Ray are."""
+    program = (
+        "import os, sys; from infsa_bench.execute.ray_station import RayStation; RayStation(sys.argv[1]);"
+        "print(sorted(os.sched_getaffinity(0)), os.environ.get('OMP_NUM_THREADS'), os.environ.get('MKL_NUM_THREADS'))"
+    )
+
+    def told(part: int, parts: int) -> str:
+        words = [sys.executable, "-c", program, encode(replace(PLACE, part=part, parts=parts, cores=8))]
+        environment = {**os.environ, "OMP_NUM_THREADS": "32", "MKL_NUM_THREADS": "32"}
+        return subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert told(0, 1) == f"{own_cores()} 32 32"
+    for part, share in enumerate(divided_cores(own_cores(), 2)):
+        assert share is not None
+        assert told(part, 2) == f"{sorted(share)} {len(share)} {len(share)}"
 
 
 def test_nodes_are_asked_for_once_a_case(engine_on: EngineOn, tmp_path: Path) -> None:

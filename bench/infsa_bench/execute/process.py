@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from infsa_bench.errors import PeaksUnavailableError, SchemaError, SpecError, SweepStoppedError
+from infsa_bench.execute.cores import limited_threads, own_cores
 from infsa_bench.execute.messages import (
     CalibrateCommand,
     Calibrated,
@@ -59,6 +60,16 @@ def environment_for_python() -> dict[str, str]:
     """Return the environment of a Python of ours: where modules are looked for last is the folder that we are in."""
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     return {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, str(Path.cwd())])}
+
+
+def _environment_of_worker() -> dict[str, str]:
+    """Return the environment of a worker: one that is started by a thread with a share of the cores has its threads."""
+    environment = environment_for_python()
+    cores = own_cores()
+    # The second are those of the main thread.
+    if len(cores) < len(os.sched_getaffinity(os.getpid())):
+        environment |= limited_threads(environment, len(cores))
+    return environment
 
 
 class WorkerEndedError(Exception):
@@ -138,7 +149,7 @@ class Worker:
                 pass_fds=(write_fd,),
                 # A session of its own: Ctrl-C in the terminal reaches the parent alone, which then ends the worker.
                 start_new_session=True,
-                env=environment_for_python(),
+                env=_environment_of_worker(),
             )
         except OSError:
             os.close(read_fd)

@@ -65,9 +65,21 @@ class RayEngine:
         cores = min(node.cores // node.slots(device) for node in nodes)
         start = _starting(self._ray, num_gpus=1 if device == "cuda" else 0, num_cpus=cores)
         places = [
-            _RayPlace(node, _described(node, device, accelerator, allow_shared), start)
+            _RayPlace(
+                node,
+                Place(
+                    device=device,
+                    node=node.name,
+                    accelerator=accelerator or min(node.accelerators, default=None),
+                    allow_shared=allow_shared,
+                    part=part,
+                    parts=node.slots(device),
+                    cores=cores,
+                ),
+                start,
+            )
             for node in nodes
-            for _ in range(node.slots(device))
+            for part in range(node.slots(device))
         ]
         try:
             self._places = self._open(places)
@@ -315,15 +327,6 @@ def _lost(task: Task, place: _RayPlace, reason: str) -> Ended:
         seconds=0.0,
         run=None,
         lost=f"{place.node.name}: {reason}",
-    )
-
-
-def _described(node: Node, device: str, accelerator: str | None, allow_shared: bool) -> Place:
-    return Place(
-        device=device,
-        node=node.name,
-        accelerator=accelerator or min(node.accelerators, default=None),
-        allow_shared=allow_shared,
     )
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from dataclasses import dataclass, replace
 
 from infsa_bench.codec import decode, encode
 from infsa_bench.energy_plan import EnergyPreset
 from infsa_bench.errors import PeaksUnavailableError, SpecError, SweepStoppedError
+from infsa_bench.execute.cores import divided_cores, limited_threads, own_cores
 from infsa_bench.execute.engines import Task
 from infsa_bench.execute.launcher import CaseRun, Launcher, Patience
 from infsa_bench.execute.messages import Hello, PeaksMeasured
@@ -29,12 +31,18 @@ _UNUSABLE = (SpecError, SweepStoppedError, OSError)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """What an actor is: its ``device``, ``cpu`` or ``cuda`` (the one that Ray gave it), and the cluster's names."""
+    """What an actor is: its ``device``, ``cpu`` or ``cuda`` (the one that Ray gave it), and the cluster's names.
+
+    It is one of ``parts`` on its node, the one with the number ``part``, and is lent so many ``cores``.
+    """
 
     device: str
     node: str
     accelerator: str | None
     allow_shared: bool
+    part: int
+    parts: int
+    cores: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +133,11 @@ class RayStation:
     def __init__(self, place: str) -> None:
         """Take note of a :class:`Place`; the device is made ready by :meth:`open`, which can say why it cannot."""
         self._place = decode(Place, place)
+        share = divided_cores(own_cores(), self._place.parts)[self._place.part]
+        if share is not None:
+            # Its workers inherit both. Ray counts cores and keeps nobody to them.
+            os.sched_setaffinity(0, share)
+            os.environ.update(limited_threads(os.environ, min(len(share), max(1, self._place.cores))))
         self._station: Station | None = None
         self._memory_limit_bytes: int | None = None
 
