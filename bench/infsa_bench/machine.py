@@ -135,18 +135,27 @@ class Environment:
 
     @property
     def kind(self) -> Environment:
-        """What environments have in common that are alike: everything but which of several like devices it was."""
+        """What environments have in common that are alike: everything but which of several like devices it was.
+
+        Nor does a worker's share of the cores matter beside a GPU: with another number of GPUs it is another.
+        """
         gpu = None if self.gpu is None else replace(self.gpu, **_ANY_GPU)
-        return replace(self, device=self.device_type, device_uuid=None, gpu=gpu, node=None)
+        share = {} if self.device_type == "cpu" else _ANY_SHARE
+        return replace(self, device=self.device_type, device_uuid=None, gpu=gpu, node=None, **share)
 
 
 _ANY_GPU: dict[str, Any] = {"nvml_index": 0, "uuid": "", "pci_bus_id": "", "vbios_version": None}
 """In place of what tells a GPU from others of its model; their firmware is seldom the same."""
 
+_ANY_SHARE: dict[str, Any] = {"cpu_count": 0, "torch_threads": 0}
+
 
 def differing_facts(one: Environment, other: Environment) -> list[str]:
     """Name the facts in which the kinds of two environments differ."""
     mine, theirs = (found.kind for found in (one, other))
+    if mine.device != theirs.device:
+        # Only one of them has a share that matters.
+        mine, theirs = (replace(found, **_ANY_SHARE) for found in (mine, theirs))
     differing = _differing_fields(replace(mine, gpu=None), replace(theirs, gpu=None))
     if mine.gpu is not None and theirs.gpu is not None:
         return differing + _differing_fields(mine.gpu, theirs.gpu)

@@ -86,12 +86,13 @@ class MeasuredPeaks:
             raise ValueError(f"no precision of a matrix product: {', '.join(sorted(map(repr, unknown)))}")
 
     def are_of(self, device: Environment | MeasuredPeaks) -> bool:
-        """Tell whether they were measured on this very device, with as many threads; or on that of other peaks."""
-        return (self.device, self.device_name, self.device_uuid, self.torch_threads) == (
+        """Tell whether they are of this very device, a CPU with as many threads; or of the same one as other peaks."""
+        if self.device == "cpu" and self.torch_threads != device.torch_threads:
+            return False
+        return (self.device, self.device_name, self.device_uuid) == (
             device.device,
             device.device_name,
             device.device_uuid,
-            device.torch_threads,
         )
 
     def flops_of(self, precision: str) -> float | None:

@@ -1,4 +1,7 @@
-"""For each case not yet stored: predict, launch, append, show progress. Every planned case ends as one record."""
+"""For each case not yet stored: predict, launch, append, show progress. Every planned case ends as one record.
+
+Only those that were lost with a place, and for which there is neither another place nor time, are left to be resumed.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +53,7 @@ def run_plan(plan: Plan, engine: Engine, writer: RunWriter, predictor: Predictor
     under_way: dict[Case, _Try] = {}
     again: list[_Try] = []
     calibrated: set[str] = set()
+    stopped: str | None = None
 
     def store(record: Record, run: CaseRun) -> None:
         dominance.observe(record)
@@ -75,12 +79,15 @@ def run_plan(plan: Plan, engine: Engine, writer: RunWriter, predictor: Predictor
             engine.start(_task(plan, next_try, share))
             under_way[step.case] = next_try
         if not under_way:
-            if again or not agenda.is_done:
-                raise SweepStoppedError("every device is lost")
+            if stopped is not None or again or not agenda.is_done:
+                raise SweepStoppedError(stopped or "every device is lost")
             break
         ended = engine.wait()
         ended_try = under_way.pop(ended.task.case)
         agenda.ended(ended.task.case)
+        if ended.lost is not None and engine.places == 0:
+            # Others that are under way may have a result all the same.
+            stopped = stopped or ended.lost
         is_late = plan.deadline is not None and time.monotonic() >= plan.deadline
         if ended.lost is not None and engine.places > 0 and not is_late and ended_try.is_to_be_repeated(ended):
             again.append(ended_try.repeated(ended))
@@ -88,16 +95,14 @@ def run_plan(plan: Plan, engine: Engine, writer: RunWriter, predictor: Predictor
         run = ended.run
         if run is None:
             assert ended.lost is not None
-            if engine.places == 0 and not ended_try.avoided:
-                raise SweepStoppedError(ended.lost)
+            if (engine.places == 0 or is_late) and not ended_try.avoided:
+                continue
             run = _lost(ended.lost)
         if isinstance(run.outcome, Measurement):
             predictor.observe(ended.task.case, run.outcome)
         with writing_to(writer):
             writer.add_environment(ended.environment)
         store(ended_try.record(ended.environment, run, seconds=ended.seconds, is_shared=ended.is_shared), run)
-        if ended.lost is not None and engine.places == 0:
-            raise SweepStoppedError(ended.lost)
     # What idle power and counter have become in the meantime.
     for calibration in engine.calibrate():
         with writing_to(writer):

@@ -10,7 +10,8 @@ which it happens.
 Words after the three that every worker gets make it another machine: ``meter`` measures energy where it is asked to,
 ``defective`` fails its selfcheck, ``refused`` cannot be used at all, ``deaf`` ends when it is asked for a diagnosis, a
 calibration or a limit, ``mute`` hangs; ``gpus=N`` is how many there are, ``lost=FILE`` holds names of devices that
-are no longer there, ``model=DEVICE:NAME`` is the name of one; ``fits=N`` runs out of memory above a resolution of N,
+are no longer there, ``model=DEVICE:NAME`` is the name of one; ``cores`` tells how many cores and
+threads it really has; ``fits=N`` runs out of memory above a resolution of N,
 ``hole=N`` at N, ``at=N:BEHAVE`` behaves so there,
 ``peakless`` cannot measure its peaks, ``dead-peaks`` ends over them; ``leaky`` cannot limit its memory; ``slow`` takes
 a moment to start, ``mortal=FILE`` is killed over its limit.
@@ -213,7 +214,7 @@ def main() -> None:
         return
     send(
         Hello(
-            environment=dataclasses.replace(ENVIRONMENT, device=device, device_name=model_of(device, traits)),
+            environment=environment_of(device, traits),
             gpus=tuple(f"cuda:{index}" for index in range(gpus_of(traits, device))),
             matmul_flops_per_second={"fp32": 1e12},
             available_bytes=2**40,
@@ -266,6 +267,15 @@ def gpus_of(traits: list[str], device: str) -> int:
     """Return how many GPUs the machine has: one that is asked for by name is there."""
     counts = [int(trait.removeprefix("gpus=")) for trait in traits if trait.startswith("gpus=")]
     return counts[0] if counts else int(device.startswith("cuda"))
+
+
+def environment_of(device: str, traits: list[str]) -> Environment:
+    found = dataclasses.replace(ENVIRONMENT, device=device, device_name=model_of(device, traits))
+    if "cores" not in traits:
+        return found
+    count = len(os.sched_getaffinity(0))
+    # As torch does.
+    return dataclasses.replace(found, cpu_count=count, torch_threads=int(os.environ.get("OMP_NUM_THREADS", count)))
 
 
 def is_lost(device: str, traits: list[str]) -> bool:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import itertools
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sample_records
@@ -21,10 +25,11 @@ from infsa_bench.analyze.predict import Predictor
 from infsa_bench.codec import decode
 from infsa_bench.energy_plan import ENERGY_PRESETS
 from infsa_bench.errors import SpecError, SweepStoppedError
+from infsa_bench.execute.cores import own_cores
 from infsa_bench.execute.device_lock import DeviceLock
 from infsa_bench.execute.engines import Task
 from infsa_bench.execute.launcher import Launcher, Patience
-from infsa_bench.execute.local_engine import LocalEngine, divided_cores, own_cores
+from infsa_bench.execute.local_engine import LocalEngine
 from infsa_bench.execute.messages import RunCommand
 from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import Failure, Measurement, Record
@@ -57,14 +62,6 @@ def places_of(records: Sequence[Record]) -> list[tuple[str, int, str]]:
         device, pid, cores = record.outcome.message.split(" ", 2)
         found.append((device, int(pid), cores))
     return found
-
-
-def test_cores_are_divided_equally() -> None:
-    cores = [2, 3, 5, 7, 8, 9]
-    assert divided_cores(cores, 1) == [None]
-    assert divided_cores(cores, 2) == [{2, 3, 5}, {7, 8, 9}]
-    assert divided_cores(cores, 4) == [{2}, {3}, {5}, {7}]
-    assert divided_cores([0, 1], 3) == [{0}, {1}, {0}]
 
 
 def test_two_devices_halve_the_time(tmp_path: Path) -> None:
@@ -104,6 +101,15 @@ def test_a_plan_is_shared_by_devices_and_every_case_is_recorded_once(tmp_path: P
 def test_one_device_is_not_pinned(tmp_path: Path) -> None:
     records = run_with_fake_worker(tmp_path / "run", make_plan([make_case(behave="place")]))
     assert places_of(records)[0][2] == str(own_cores())
+
+
+@pytest.mark.skipif(len(own_cores()) < 2, reason="needs two cores")
+def test_only_workers_with_a_share_of_the_cores_are_limited_in_their_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "32")
+    share = len(own_cores()) // 2
+    for devices, threads in ((TWO[:1], 32), (TWO, share)):
+        with LocalEngine(devices, fake_launcher("cores")) as engine:
+            assert {hello.environment.torch_threads for hello in engine.hellos} == {threads}
 
 
 def test_a_replicate_begins_with_a_fresh_worker_on_every_device(tmp_path: Path) -> None:
@@ -179,6 +185,37 @@ def test_without_a_device_the_sweep_stops_and_can_be_resumed(tmp_path: Path) -> 
     records = run_with_fake_worker(tmp_path / "run", make_plan(cases[1:]), traits=(f"lost={file}",), devices=TWO)
     assert len(records) == 7
     assert {record.case for record in records} == set(cases)
+
+
+def test_a_device_whose_worker_has_no_room_is_lost_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first worker to be replaced finds a full disk, and the others do not."""
+    cases = [
+        make_case(behave="sigsegv"),
+        *(make_case(sleep="0.05", n=str(n)) for n in range(2)),
+        *(dataclasses.replace(make_case(sleep="0.05", n=str(n)), replicate=1) for n in range(4)),
+    ]
+    temporary_file, opened = tempfile.TemporaryFile, itertools.count()
+
+    def full_for_the_third(*arguments: Any) -> Any:
+        if next(opened) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return temporary_file(*arguments)
+
+    monkeypatch.setattr("infsa_bench.execute.process.tempfile.TemporaryFile", full_for_the_third)
+    records = run_with_fake_worker(tmp_path / "run", make_plan(cases), devices=TWO)
+    assert len(records) == 7
+    assert sum(isinstance(record.outcome, Measurement) for record in records) == 6
+    (attempt,) = [attempt for record in records for attempt in record.attempts]
+    assert "did not start: [Errno 28] No space left on device" in attempt.message
+
+
+def test_a_full_disk_ends_a_sweep_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("infsa_bench.execute.process.tempfile.TemporaryFile", full)
+    with pytest.raises(SweepStoppedError, match=r"worker for cpu did not start: .*No space left on device"):
+        LocalEngine(["cpu"], fake_launcher())
 
 
 def test_one_device_alone_stops_without_a_record_as_ever(tmp_path: Path) -> None:
@@ -288,9 +325,15 @@ def test_an_interrupt_ends_all_workers(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(len(own_cores()) < 2, reason="needs two cores")
-def test_real_workers_have_their_own_cores_and_as_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("threads", [None, "32"])
+def test_real_workers_have_their_own_cores_and_as_many_threads(
+    monkeypatch: pytest.MonkeyPatch, threads: str | None
+) -> None:
+    """Also where a cluster wants more of every process."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
+        if threads is not None:
+            monkeypatch.setenv(name, threads)
     with LocalEngine(["cpu", "cpu"]) as engine:
         share = len(own_cores()) // 2
         for hello in engine.hellos:

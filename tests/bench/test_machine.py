@@ -32,6 +32,7 @@ def other(**changes: Any) -> Environment:
         (replace(other(), device_name="NVIDIA L4"), ["device name"]),
         (replace(other(), accelerator="L4"), ["accelerator"]),
         (replace(other(), torch_version="1"), ["torch version"]),
+        (replace(other(), cpu_count=32, torch_threads=32), []),
         (replace(other(), gpu=None), ["GPU"]),
         (replace(ONE, gpu=None, device="cpu"), ["device", "GPU"]),
     ],
@@ -43,6 +44,11 @@ def test_devices_are_alike_unless_they_differ_in_more_than_which_one_it_is(
     assert differing_facts(ONE, theirs) == differing_facts(theirs, ONE) == differing
     assert (ONE.kind == theirs.kind) == (not differing)
     assert ONE.key != theirs.key
+
+
+def test_a_processor_with_other_cores_is_another() -> None:
+    more = replace(ENVIRONMENT, cpu_count=32, torch_threads=16)
+    assert differing_facts(ENVIRONMENT, more) == ["cpu count", "torch threads"]
 
 
 def test_the_first_of_a_kind_stands_for_all() -> None:

@@ -56,6 +56,8 @@ def test_a_run_has_them_or_not(tmp_path: Path) -> None:
 def test_which_device_they_are_of() -> None:
     assert PEAKS.are_of(ENVIRONMENT)
     assert not PEAKS.are_of(dataclasses.replace(ENVIRONMENT, torch_threads=2))
+    gpu = dataclasses.replace(PEAKS, device="cuda:0")
+    assert gpu.are_of(dataclasses.replace(ENVIRONMENT, device="cuda:0", torch_threads=2))
     assert (PEAKS.flops_of("fp32"), PEAKS.flops_of("amp-bf16")) == (2.0**37, None)
 
 

@@ -23,10 +23,10 @@ from infsa_bench.analyze.frame import to_frame
 from infsa_bench.analyze.run import Run, load_run
 from infsa_bench.commands.fleet import words_for_sweep, words_for_table
 from infsa_bench.errors import SpecError
-from infsa_bench.execute import ray_engine
 from infsa_bench.execute.engines import Ended, Task
 from infsa_bench.execute.launcher import Patience
-from infsa_bench.execute.ray_engine import RayEngine, accelerator_types
+from infsa_bench.execute.ray_cluster import Cluster, accelerator_types
+from infsa_bench.execute.ray_engine import RayEngine
 from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import Measurement
 from infsa_bench.store import RECORDS, load, load_manifest
@@ -277,7 +277,7 @@ def test_a_lost_worker_process_is_lost_alone(machines: Machines, monkeypatch: py
         case = make_case(resolution=32)
         return Task(case=case, protocol=which, patience=patience, limit_seconds=None, energy=None)
 
-    with ray_engine.Cluster(machines.address) as cluster:
+    with Cluster(machines.address) as cluster:
         assert accelerator_types(cluster, "auto") == ["A100", "H100"]
         with pytest.raises(SpecError, match="has a core of accelerator type H200 to lend"):
             RayEngine(cluster, "cpu", "H200")

@@ -18,7 +18,7 @@ from test_local_engine import locks
 from infsa_bench.analyze.run import load_run
 from infsa_bench.commands.resuming import refuse_other_hardware
 from infsa_bench.errors import SpecError
-from infsa_bench.execute.local_engine import own_cores
+from infsa_bench.execute.cores import own_cores
 from infsa_bench.machine import Environment
 from infsa_bench.record import Measurement
 from infsa_bench.store import RECORDS, load, load_manifest
@@ -102,6 +102,24 @@ def test_a_run_goes_on_with_other_devices_of_its_kind(fake: CommandLine) -> None
     manifest = load_manifest(fake.folder / "results/x")
     assert {found.device for found in manifest.environments.values()} == {"cuda:0", "cuda:1", "cuda:2"}
     assert len({row.environment for row in load_run(fake.folder / "results/x").rows}) == 1
+
+
+@pytest.mark.skipif(len(own_cores()) < 2, reason="needs two cores")
+def test_a_run_goes_on_with_another_number_of_devices(
+    fake: CommandLine, monkeypatch: pytest.MonkeyPatch, locks: Path
+) -> None:
+    """Each worker then has another share of the cores, and yet what they measure is one row."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("infsa_bench.commands.sweep.Launcher", fake_launcher("gpus=4", "cores"))
+    words = [*WORDS, "--res", "32", "--replicates"]
+    assert fake(*words, "1", "--device", "cuda:0").code == 0
+    result = fake(*words, "2", "--device", "cuda:0,cuda:1", "--resume")
+    assert result.code == 0, result.err
+    environments = load_manifest(fake.folder / "results/x").environments.values()
+    assert len({found.cpu_count for found in environments}) == 2
+    rows = load_run(fake.folder / "results/x").rows
+    assert [row.processes for row in rows] == [2] * 3
+    assert all("several_devices" in row.flags for row in rows)
 
 
 @pytest.mark.parametrize("devices", ["cuda:1", "cuda:1,cuda:2"])

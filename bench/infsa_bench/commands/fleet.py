@@ -21,7 +21,7 @@ from infsa_bench.commands.options import RAY_ADDRESS, SweepRequest, check_option
 from infsa_bench.commands.resuming import INTERRUPTED
 from infsa_bench.errors import SpecError
 from infsa_bench.execute.process import environment_for_python
-from infsa_bench.execute.ray_engine import Cluster, accelerator_types
+from infsa_bench.execute.ray_cluster import Cluster, accelerator_types
 
 FLAG = "--per-accelerator"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from infsa_bench.analyze.comparability import differing_hardware
@@ -10,9 +10,10 @@ from infsa_bench.commands.options import RAY_ADDRESS, SweepOptions, SweepRequest
 from infsa_bench.errors import SpecError
 from infsa_bench.execute.engines import Engine
 from infsa_bench.execute.local_engine import LocalEngine
-from infsa_bench.execute.ray_engine import Cluster, RayEngine
+from infsa_bench.execute.ray_cluster import Cluster
+from infsa_bench.execute.ray_engine import RayEngine
 from infsa_bench.execute.station import StartLauncher
-from infsa_bench.machine import Environment
+from infsa_bench.machine import Environment, differing_facts
 from infsa_bench.schedule import MEMORY_SHARE
 
 
@@ -45,6 +46,19 @@ def _refuse_unlike(one: Environment, other: Environment) -> None:
             f"{one.node} and {other.node} are different hardware ({', '.join(differing)}), which is never mixed in one "
             "run: name one accelerator type with --accelerator"
         )
+
+
+def unlike_places(environments: Sequence[Environment]) -> list[str]:
+    """Return a line for each kind of place but the first: how many they are, and what sets them apart."""
+    first, *others = dict.fromkeys(environment.kind for environment in environments)
+    base = environments[0].node or environments[0].device
+    lines = []
+    for kind in others:
+        name, *more = dict.fromkeys(found.node or found.device for found in environments if found.kind == kind)
+        which = f"{name} and {len(more)} more differ" if more else f"{name} differs"
+        facts = ", ".join(differing_facts(first, kind))
+        lines.append(f"not alike: {which} from {base} in {facts}; what they measure will not share rows of a table")
+    return lines
 
 
 def checked_host_memory(engine: Engine, memory_limit_bytes: int | None) -> int | None:

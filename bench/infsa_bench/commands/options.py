@@ -10,7 +10,8 @@ from typing import get_args
 
 from infsa_bench.energy_plan import EnergyChoice
 from infsa_bench.errors import SpecError, UnknownNameError
-from infsa_bench.execute.local_engine import ALL, own_cores
+from infsa_bench.execute.cores import own_cores
+from infsa_bench.execute.local_engine import ALL
 from infsa_bench.protocol import PROTOCOLS, Protocol
 from infsa_bench.record import FailureKind
 from infsa_bench.report.units import format_bytes

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from infsa_bench.analyze.predict import TIMED_PASSES, Predictor
 from infsa_bench.commands.fleet import run_on_each, words_for_sweep
-from infsa_bench.commands.opening import checked_host_memory, opened_engine
+from infsa_bench.commands.opening import checked_host_memory, opened_engine, unlike_places
 from infsa_bench.commands.options import (
     CLOSING_SECONDS,
     SweepOptions,
@@ -275,6 +275,8 @@ def _announce(
     console.print(line, highlight=False, markup=False, soft_wrap=True)
     if engine.places > 1 or engine.hello.environment.node is not None:
         console.print(f"places: {engine.describe_places()}", highlight=False, markup=False, soft_wrap=True)
+        for line in unlike_places([hello.environment for hello in engine.hellos]):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     if manifest.settings.memory_limit_bytes is not None:
         line = describe_memory_limit(manifest.settings.memory_limit_bytes)
         console.print(line, highlight=False, soft_wrap=True)

@@ -273,7 +273,11 @@ def start_worker(
 def _start_once(
     device: str, command: WorkerCommand, memory_limit_bytes: int | None, abandonment: Abandonment | None
 ) -> Worker:
-    worker = Worker(device, command, abandonment)
+    try:
+        worker = Worker(device, command, abandonment)
+    except OSError as error:
+        # No room for its output, no process, no descriptor: this machine's trouble, not the sweep's.
+        raise SweepStoppedError(f"the worker for {device} did not start: {error}") from error
     if memory_limit_bytes is not None:
         try:
             worker.limit_memory(memory_limit_bytes, is_tried_out=False)

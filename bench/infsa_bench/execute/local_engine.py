@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from infsa_bench.errors import SpecError
+from infsa_bench.execute.cores import divided_cores, own_cores
 from infsa_bench.execute.engines import Ended, Task
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.execute.messages import Hello
@@ -203,22 +204,6 @@ class _Place:
         self._thread.shutdown()
         assert self._closing is not None
         self._closing.result()
-
-
-def divided_cores(cores: Sequence[int], parts: int) -> list[frozenset[int] | None]:
-    """Return equal shares of the cores, None for all where nobody else is to have any.
-
-    Where there are more parts than cores, they take turns.
-    """
-    if parts == 1:
-        return [None]
-    size = max(1, len(cores) // parts)
-    return [frozenset(cores[(part * size + core) % len(cores)] for core in range(size)) for part in range(parts)]
-
-
-def own_cores() -> list[int]:
-    """Return the cores that this process may use."""
-    return sorted(os.sched_getaffinity(0))
 
 
 def _all_gpus(start_launcher: StartLauncher) -> tuple[str, ...]:

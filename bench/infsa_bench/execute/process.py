@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from infsa_bench.errors import PeaksUnavailableError, SchemaError, SpecError, SweepStoppedError
+from infsa_bench.execute.cores import limited_threads, own_cores
 from infsa_bench.execute.messages import (
     CalibrateCommand,
     Calibrated,
@@ -59,6 +60,16 @@ def environment_for_python() -> dict[str, str]:
     """Return the environment of a Python of ours: where modules are looked for last is the folder that we are in."""
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     return {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, str(Path.cwd())])}
+
+
+def _environment_of_worker() -> dict[str, str]:
+    """Return the environment of a worker: one that is started by a thread with a share of the cores has its threads."""
+    environment = environment_for_python()
+    cores = own_cores()
+    # The second are those of the main thread.
+    if len(cores) < len(os.sched_getaffinity(os.getpid())):
+        environment |= limited_threads(environment, len(cores))
+    return environment
 
 
 class WorkerEndedError(Exception):
@@ -121,13 +132,14 @@ class Worker:
             WorkerAbandonedError: ``abandonment`` was declared; it also ends every :meth:`receive`.
             WorkerKilledError: the worker was killed before it was ready.
             SweepStoppedError: it did not start for another reason.
+            OSError: this machine has no room for it, or no process.
         """
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the worker
         read_fd, write_fd = os.pipe()
         self._read_fd = read_fd
         self._pending = b""
         self._abandonment = abandonment
         self._memory_kills = memory_kills()
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the worker
         try:
             self._process = subprocess.Popen(
                 command(device, write_fd, os.getpid()),
@@ -137,8 +149,11 @@ class Worker:
                 pass_fds=(write_fd,),
                 # A session of its own: Ctrl-C in the terminal reaches the parent alone, which then ends the worker.
                 start_new_session=True,
-                env=environment_for_python(),
+                env=_environment_of_worker(),
             )
+        except OSError:
+            os.close(read_fd)
+            raise
         finally:
             os.close(write_fd)
         try:

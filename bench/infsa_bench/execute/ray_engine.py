@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
-import socket
-from collections import Counter
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,84 +22,19 @@ from infsa_bench.codec import decode, encode
 from infsa_bench.errors import PeaksUnavailableError, SpecError
 from infsa_bench.execute.engines import Ended, Task
 from infsa_bench.execute.messages import Hello, PeaksMeasured
+from infsa_bench.execute.ray_cluster import Cluster, Node, nodes_with, refuse_several_types
 from infsa_bench.execute.ray_station import Answer, Opened, Place, RayStation, order_of
 from infsa_bench.peaks import MeasuredPeaks
 from infsa_bench.record import EnergyCalibration
 
-INSTALL = "pip install 'infsa-bench[ray]'"
-ACCELERATOR_PREFIX = "accelerator_type:"
 OPEN_SECONDS = 240.0
 """How long devices have to become ready; those that others keep busy for longer are left out."""
 
-KNOCK_SECONDS = 10.0
-"""How long an address has to answer at all."""
+MAX_LOSSES = 2
+"""So many actors of a device may be lost in a row, without an answer between them, before the device itself is."""
 
 CLOSE_SECONDS = 10.0
 """How long workers have to end by themselves, before they are killed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """A machine of the cluster, as Ray lists it: how many GPUs and cores it lends, and the names of its GPU's model."""
-
-    id: str
-    name: str
-    gpus: int
-    cores: int
-    accelerators: frozenset[str]
-
-    def slots(self, device: str) -> int:
-        """Return how many cases it takes at a time: one for each GPU or, on processors, one."""
-        return self.gpus if device == "cuda" else min(1, self.cores)
-
-
-class Cluster:
-    """A connection to a Ray cluster, which ends with it."""
-
-    def __init__(self, address: str) -> None:
-        """Connect to the cluster at ``address``; ``auto`` for the one that this machine belongs to.
-
-        Raises:
-            SpecError: Ray is not installed, or there is no such cluster.
-        """
-        self.ray = _import_ray()
-        try:
-            _knock(address)
-            self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise SpecError(
-                f"no Ray cluster at {address!r}: {reason}; start one with ray start --head, or name another "
-                "with --ray-address"
-            ) from None
-
-    def nodes(self) -> list[Node]:
-        """Return the nodes that are alive."""
-        found = [node for node in self.ray.nodes() if node["Alive"]]
-        hosts = Counter(node["NodeManagerHostname"] for node in found)
-        return [
-            Node(
-                id=node["NodeID"],
-                # Several nodes on one machine are told apart by what Ray calls them.
-                name=host if hosts[host := node["NodeManagerHostname"]] == 1 else f"{host}-{node['NodeID'][:8]}",
-                gpus=int(node["Resources"].get("GPU", 0)),
-                cores=int(node["Resources"].get("CPU", 0)),
-                accelerators=frozenset(
-                    name.removeprefix(ACCELERATOR_PREFIX)
-                    for name in node["Resources"]
-                    if name.startswith(ACCELERATOR_PREFIX)
-                ),
-            )
-            for node in found
-        ]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.ray.shutdown()
 
 
 class RayEngine:
@@ -118,22 +50,36 @@ class RayEngine:
         self._accelerator = accelerator
         self._memory_limit_bytes: int | None = None
         self._running: dict[Any, tuple[Task, _RayPlace]] = {}
+        self._opening: dict[Any, tuple[Task, _RayPlace, float]] = {}
         self._places: list[_RayPlace] = []
-        device, nodes = _nodes_with(cluster, device)
+        device, nodes = nodes_with(cluster, device)
         self._device = device
+        self._alive = frozenset(node.id for node in nodes)
         nodes = [node for node in nodes if accelerator is None or accelerator in node.accelerators]
         if not nodes:
             what = "a GPU" if device == "cuda" else "a core"
             what += "" if accelerator is None else f" of accelerator type {accelerator}"
             raise SpecError(f"no node of the Ray cluster has {what} to lend")
-        _refuse_several_types(nodes, accelerator)
+        refuse_several_types(nodes, accelerator)
         # As many for every worker, so that no two nodes differ in their threads.
         cores = min(node.cores // node.slots(device) for node in nodes)
         start = _starting(self._ray, num_gpus=1 if device == "cuda" else 0, num_cpus=cores)
         places = [
-            _RayPlace(node, _described(node, device, accelerator, allow_shared), start)
+            _RayPlace(
+                node,
+                Place(
+                    device=device,
+                    node=node.name,
+                    accelerator=accelerator or min(node.accelerators, default=None),
+                    allow_shared=allow_shared,
+                    part=part,
+                    parts=node.slots(device),
+                    cores=cores,
+                ),
+                start,
+            )
             for node in nodes
-            for _ in range(node.slots(device))
+            for part in range(node.slots(device))
         ]
         try:
             self._places = self._open(places)
@@ -208,25 +154,53 @@ class RayEngine:
         return self._free(avoided) is not None
 
     def start(self, task: Task) -> None:
-        """Begin a task on a free device."""
+        """Begin a task on a free device, which first gets another actor if it has lost its own."""
         place = self._free(task.avoided)
         assert place is not None
-        self._running[place.run(encode(order_of(task, self._memory_limit_bytes)))] = (task, place)
+        if place.actor is None:
+            place.actor = place.start()
+            self._opening[place.actor.open.remote()] = (task, place, time.monotonic() + OPEN_SECONDS)
+        else:
+            self._order(task, place)
 
     def wait(self) -> Ended:
         """Wait for a task to end."""
-        (ref, *_), _ = self._ray.wait(list(self._running), num_returns=1)
+        ended = None
+        while ended is None:
+            seconds = None
+            if self._opening:
+                seconds = max(0.0, min(until for _, _, until in self._opening.values()) - time.monotonic())
+            ready, _ = self._ray.wait([*self._running, *self._opening], num_returns=1, timeout=seconds)
+            if not ready:
+                ended = self._late()
+            elif ready[0] in self._opening:
+                ended = self._opened(ready[0])
+            else:
+                ended = self._answered(ready[0])
+        self._alive = frozenset(node.id for node in self._cluster.nodes())
+        return ended
+
+    def _order(self, task: Task, place: _RayPlace) -> None:
+        """Have the actor of a place, which is ready, run a task."""
+        order = order_of(task, self._memory_limit_bytes)
+        self._running[place.actor.run.remote(encode(order))] = (task, place)
+
+    def _answered(self, ref: Any) -> Ended:
+        """Return how a task ended."""
         task, place = self._running.pop(ref)
         try:
             answer = decode(Answer, self._ray.get(ref))
-            place.is_lost = answer.lost is not None
         except self._ray.exceptions.RayTaskError:
             # Nothing was lost: the fault is ours.
             raise
         except self._ray.exceptions.RayError as error:
-            answer = Answer(environment=None, seconds=0.0, outcome=None, lost=_reason(error))
             # If its node lives on, the next task there has another actor.
-            place.actor = None
+            self._end([place])
+            place.losses += 1
+            place.is_lost = place.losses >= MAX_LOSSES
+            return _lost(task, place, _reason(error))
+        place.losses = 0
+        place.is_lost = answer.lost is not None
         return Ended(
             task=task,
             place=place.node.name,
@@ -236,6 +210,31 @@ class RayEngine:
             lost=None if answer.lost is None else f"{place.node.name}: {answer.lost}",
             is_shared=answer.is_shared,
         )
+
+    def _opened(self, ref: Any) -> Ended | None:
+        """Begin the task that waited for another actor; return its end where there is none to be had."""
+        task, place, _ = self._opening.pop(ref)
+        try:
+            problem = decode(Opened, self._ray.get(ref)).problem
+        except self._ray.exceptions.RayError as error:
+            problem = _reason(error)
+        if problem is None:
+            self._order(task, place)
+            return None
+        return self._given_up(task, place, problem)
+
+    def _late(self) -> Ended | None:
+        """Give up the place whose other actor has had its time to become ready; others may hold its device."""
+        for ref, (task, place, until) in self._opening.items():
+            if time.monotonic() >= until:
+                del self._opening[ref]
+                return self._given_up(task, place, f"no other worker was ready within {OPEN_SECONDS:.0f} s")
+        return None
+
+    def _given_up(self, task: Task, place: _RayPlace, reason: str) -> Ended:
+        self._end([place])
+        place.is_lost = True
+        return _lost(task, place, reason)
 
     def calibrate(self) -> list[EnergyCalibration]:
         """Watch each idle device whose energy was measured once more."""
@@ -279,13 +278,12 @@ class RayEngine:
                 raise SpecError(f"{place.node.name}: {problem}")
 
     def _usable(self) -> list[_RayPlace]:
-        alive = {node.id for node in self._cluster.nodes()}
-        return [place for place in self._places if not place.is_lost and place.node.id in alive]
+        return [place for place in self._places if not place.is_lost and place.node.id in self._alive]
 
     def _free(self, avoided: frozenset[str]) -> _RayPlace | None:
         usable = self._usable()
         usable = [place for place in usable if place.node.name not in avoided] or usable
-        busy = [place for _, place in self._running.values()]
+        busy = {place for _, place in self._running.values()} | {place for _, place, _ in self._opening.values()}
         return next((place for place in usable if place not in busy), None)
 
     def _end(self, places: Iterable[_RayPlace]) -> None:
@@ -301,7 +299,7 @@ class RayEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self._running:
+        if not self._running and not self._opening:
             refs = [place.actor.close.remote() for place in self._usable() if place.actor is not None]
             if refs:
                 self._ray.wait(refs, num_returns=len(refs), timeout=CLOSE_SECONDS)
@@ -309,43 +307,26 @@ class RayEngine:
 
 
 class _RayPlace:
-    """A device of a node, and the actor that has it; None where it was lost."""
+    """A device of a node, and the actor that has it; None where it was lost. ``losses`` are those in a row."""
 
     hello: Hello
 
     def __init__(self, node: Node, place: Place, start: Callable[[Node, str], Any]) -> None:
         self.node = node
         self.is_lost = False
-        self._start: Callable[[], Any] = functools.partial(start, node, encode(place))
-        self.actor: Any = self._start()
-
-    def run(self, order: str) -> Any:
-        """Have the actor run an order, one that takes the place of a lost one included."""
-        if self.actor is None:
-            self.actor = self._start()
-        return self.actor.run.remote(order)
+        self.losses = 0
+        self.start: Callable[[], Any] = functools.partial(start, node, encode(place))
+        self.actor: Any = self.start()
 
 
-def accelerator_types(cluster: Cluster, device: str) -> list[str]:
-    """Return the accelerator types of the nodes that have the device: ``auto``, ``cuda`` or ``cpu``."""
-    _, nodes = _nodes_with(cluster, device)
-    return sorted({name for node in nodes for name in node.accelerators})
-
-
-def _nodes_with(cluster: Cluster, device: str) -> tuple[str, list[Node]]:
-    """Return the type of device that is meant, and the nodes that lend one."""
-    nodes = cluster.nodes()
-    if device == "auto":
-        device = "cuda" if any(node.gpus for node in nodes) else "cpu"
-    return device, [node for node in nodes if node.slots(device)]
-
-
-def _described(node: Node, device: str, accelerator: str | None, allow_shared: bool) -> Place:
-    return Place(
-        device=device,
-        node=node.name,
-        accelerator=accelerator or min(node.accelerators, default=None),
-        allow_shared=allow_shared,
+def _lost(task: Task, place: _RayPlace, reason: str) -> Ended:
+    return Ended(
+        task=task,
+        place=place.node.name,
+        environment=place.hello.environment,
+        seconds=0.0,
+        run=None,
+        lost=f"{place.node.name}: {reason}",
     )
 
 
@@ -362,34 +343,6 @@ def _starting(ray: Any, *, num_gpus: int, num_cpus: int) -> Callable[[Node, str]
         return actor.options(scheduling_strategy=strategy).remote(place)
 
     return start
-
-
-def _knock(address: str) -> None:
-    """See whether anybody listens at an address, of which Ray itself would take minutes to despair.
-
-    Raises:
-        OSError: nobody does.
-    """
-    found = re.fullmatch(r"(?:ray://)?\[?([^/\]]+?)\]?:([0-9]{1,5})", address)
-    if found:
-        socket.create_connection((found[1], int(found[2])), KNOCK_SECONDS).close()
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise SpecError(f"--engine ray needs Ray, which is not installed: {INSTALL}") from None
-    return ray
-
-
-def _refuse_several_types(nodes: Sequence[Node], accelerator: str | None) -> None:
-    if accelerator is None and len({node.accelerators for node in nodes}) > 1:
-        names = sorted({name for node in nodes for name in node.accelerators})
-        raise SpecError(
-            f"the Ray cluster has several accelerator types ({', '.join(names)}), which are never mixed in one run: "
-            "choose one with --accelerator, or run the plan on each with --per-accelerator"
-        )
 
 
 def _reason(error: BaseException) -> str:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from dataclasses import dataclass, replace
 
 from infsa_bench.codec import decode, encode
 from infsa_bench.energy_plan import EnergyPreset
 from infsa_bench.errors import PeaksUnavailableError, SpecError, SweepStoppedError
+from infsa_bench.execute.cores import divided_cores, limited_threads, own_cores
 from infsa_bench.execute.engines import Task
 from infsa_bench.execute.launcher import CaseRun, Launcher, Patience
 from infsa_bench.execute.messages import Hello, PeaksMeasured
@@ -23,15 +25,24 @@ from infsa_bench.protocol import Protocol
 from infsa_bench.record import Attempt, EnergyCalibration, Outcome, TracePoint
 from infsa_bench.spec import Case
 
+_UNUSABLE = (SpecError, SweepStoppedError, OSError)
+"""What says that this node cannot be used; the others can."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """What an actor is: its ``device``, ``cpu`` or ``cuda`` (the one that Ray gave it), and the cluster's names."""
+    """What an actor is: its ``device``, ``cpu`` or ``cuda`` (the one that Ray gave it), and the cluster's names.
+
+    It is one of ``parts`` on its node, the one with the number ``part``, and is lent so many ``cores``.
+    """
 
     device: str
     node: str
     accelerator: str | None
     allow_shared: bool
+    part: int
+    parts: int
+    cores: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +133,11 @@ class RayStation:
     def __init__(self, place: str) -> None:
         """Take note of a :class:`Place`; the device is made ready by :meth:`open`, which can say why it cannot."""
         self._place = decode(Place, place)
+        share = divided_cores(own_cores(), self._place.parts)[self._place.part]
+        if share is not None:
+            # Its workers inherit both. Ray counts cores and keeps nobody to them.
+            os.sched_setaffinity(0, share)
+            os.environ.update(limited_threads(os.environ, min(len(share), max(1, self._place.cores))))
         self._station: Station | None = None
         self._memory_limit_bytes: int | None = None
 
@@ -129,7 +145,7 @@ class RayStation:
         """Start the first worker; return an :class:`Opened`."""
         try:
             hello = self._ready_station().launcher.hello
-        except (SpecError, SweepStoppedError) as error:
+        except _UNUSABLE as error:
             return encode(Opened(hello=None, problem=str(error)))
         return encode(Opened(hello=replace(hello, environment=self._named(hello.environment))))
 
@@ -137,7 +153,7 @@ class RayStation:
         """Try out ``package.module:Class`` mechanisms; return what is wrong."""
         try:
             self._ready_station().launcher.check(tuple(mechanisms))
-        except (SpecError, SweepStoppedError) as error:
+        except _UNUSABLE as error:
             return str(error)
         return None
 
@@ -145,7 +161,7 @@ class RayStation:
         """Limit the memory of every worker from now on and try that out; return what is wrong with it."""
         try:
             self._ready_station().launcher.limit_memory(limit_bytes)
-        except (SpecError, SweepStoppedError) as error:
+        except _UNUSABLE as error:
             return str(error)
         self._memory_limit_bytes = limit_bytes
         return None
@@ -154,7 +170,7 @@ class RayStation:
         """Measure what the device can do; return a PeaksMeasured."""
         try:
             peaks = self._ready_station().launcher.measure_peaks()
-        except (PeaksUnavailableError, SpecError, SweepStoppedError) as error:
+        except (PeaksUnavailableError, *_UNUSABLE) as error:
             return encode(PeaksMeasured(peaks=None, problem=str(error)))
         return encode(PeaksMeasured(peaks=peaks, problem=None))
 
@@ -166,7 +182,7 @@ class RayStation:
             if asked.memory_limit_bytes != self._memory_limit_bytes and asked.memory_limit_bytes is not None:
                 station.launcher.limit_memory(asked.memory_limit_bytes, is_tried_out=False)
                 self._memory_limit_bytes = asked.memory_limit_bytes
-        except (SpecError, SweepStoppedError) as error:
+        except _UNUSABLE as error:
             return encode(Answer(environment=None, seconds=0.0, outcome=None, lost=str(error)))
         ended = station.run(task_of(asked))
         answer = Answer(

@@ -36,7 +36,7 @@ class Station:
         """Run a task to its end, or to that of the device."""
         started = time.monotonic()
         run: CaseRun | None = None
-        lost: SweepStoppedError | None = None
+        lost: Exception | None = None
         was_shared = self.lock.is_shared()
         try:
             if task.case.replicate != self._replicate:
@@ -46,7 +46,7 @@ class Station:
                 task.case, task.protocol, task.patience, limit_seconds=task.limit_seconds, energy=task.energy
             )
             lost = run.stopped
-        except SweepStoppedError as error:
+        except (SweepStoppedError, OSError) as error:
             lost = error
         environment = self.launcher.hello.environment
         return Ended(

@@ -27,7 +27,8 @@ FLAGS: Mapping[str, str] = {
     f"{100 * ENERGY_THROUGHPUT_GAP:g} % from that timed",
     "processes_disagree": f"the slowest and the fastest process are more than {100 * PROCESSES_DISAGREE:g} % apart",
     "power_limit_changed": "the GPU's power limit was not the same in all processes",
-    "several_devices": "its processes ran on several devices of one kind, which need not be equally fast",
+    "several_devices": "its processes ran on several devices of one kind, or with different shares of the cores, which "
+    "need not be equally fast",
     "non_finite_output": "the model's output held infinities or was no number: a time, but not of a useful result",
     "recompiled": "torch.compile compiled again while it was timed: some times are too long",
     "operations_not_counted": "what the model executes could not be counted: no FLOP/s, no roofline",

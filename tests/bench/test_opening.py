@@ -1,0 +1,43 @@
+"""What is said of the places of an engine before anything is measured there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sample_records import ENVIRONMENT, GPU
+from test_cli import CommandLine, fake_launcher, run
+from test_local_engine import locks
+
+from infsa_bench.commands.opening import unlike_places
+
+__all__ = ["locks", "run"]
+
+ONE = replace(ENVIRONMENT, device="cuda:0", device_uuid="GPU-0", gpu=GPU, node="one")
+TWIN = replace(ONE, device_uuid="GPU-1", node="twin", cpu_count=64)
+OLDER = replace(ONE, node="older", gpu=replace(GPU, driver_version="1", power_limit_watts=400.0))
+STALE = replace(ONE, node="stale", git_commit="f" * 40)
+
+
+def test_places_that_are_alike_are_not_spoken_of() -> None:
+    assert unlike_places([ONE]) == unlike_places([ONE, TWIN]) == []
+
+
+def test_every_other_kind_of_place_is_named_with_what_sets_it_apart() -> None:
+    end = "; what they measure will not share rows of a table"
+    assert unlike_places([ONE, OLDER, TWIN, STALE, replace(OLDER, node="older still")]) == [
+        f"not alike: older and 1 more differ from one in driver version, power limit watts{end}",
+        f"not alike: stale differs from one in git commit{end}",
+    ]
+
+
+def test_a_sweep_says_so_before_its_first_cell(run: CommandLine, monkeypatch: pytest.MonkeyPatch, locks: Path) -> None:
+    """As on a cluster; devices of one machine are refused, which is left out here."""
+    monkeypatch.setattr("infsa_bench.execute.local_engine._refuse_unlike", lambda first, other: None)
+    monkeypatch.setattr("infsa_bench.commands.sweep.Launcher", fake_launcher("model=cuda:1:NVIDIA L4"))
+    result = run("sweep", "--mechanisms", "softmax", "--res", "32", "--device", "cuda:0,cuda:1", "--dry-run")
+    assert result.code == 0, result.err
+    _, places, unlike, *_ = result.out[result.out.index("replicates:") :].splitlines()
+    assert places.startswith("places: cuda:0, cuda:1;")
+    assert unlike.startswith("not alike: cuda:1 differs from cuda:0 in device name; ")
