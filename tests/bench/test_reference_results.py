@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from sample_records import make_case, make_failure, make_measurement, make_record
-from sample_reference import COMMIT, reference_run, step_state
+from sample_reference import COMMIT, SOURCE, reference_run, step_state
 from sample_sides import write_run
 from test_cli import CommandLine
 
@@ -161,6 +161,21 @@ def test_every_stage_of_a_run_has_a_line_with_date_and_commit(run: CommandLine) 
     assert line.endswith(f"| measured | 2026-11-26 | {COMMIT[:14]} |")
     assert "There is none yet" not in page
     assert "- [elsewhere](elsewhere)" in page
+
+
+@pytest.mark.parametrize(
+    ("commit", "shown"),
+    [
+        (COMMIT, COMMIT[:14]),
+        (f"{COMMIT}+", f"{COMMIT[:14]}+"),
+        ("c0ffee0", "c0ffee0"),
+        ("c0ffee0+", "c0ffee0+"),
+        (None, "source 5555555"),
+    ],
+)
+def test_a_commit_that_was_changed_since_says_so(commit: str | None, shown: str) -> None:
+    run = replace(reference_run(TABLE), commits={SOURCE: commit})
+    assert {line.commit for line in stage_lines(run)} == {"", shown}
 
 
 def test_a_rehearsal_is_no_reference_run(run: CommandLine) -> None:

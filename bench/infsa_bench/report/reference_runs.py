@@ -50,7 +50,7 @@ def _stage_line(stage: Stage, run: ReferenceRun | None, folder: Path | None) -> 
     known = [state for state in states if state is not None]
     if run is None or not known:
         return StageLine(name=stage.name, title=stage.title, fate=NOT_MEASURED, date="", commit="")
-    commits = dict.fromkeys((run.commits.get(state.source) or f"source {state.source}")[:14] for state in known)
+    commits = dict.fromkeys(_code(run.commits.get(state.source), state.source) for state in known)
     return StageLine(
         name=stage.name,
         title=stage.title,
@@ -58,6 +58,13 @@ def _stage_line(stage: Stage, run: ReferenceRun | None, folder: Path | None) -> 
         date=max(state.started_utc for state in known).partition("T")[0],
         commit=", ".join(commits),
     )
+
+
+def _code(commit: str | None, source: str) -> str:
+    """Return what ran, in short: a commit, with the ``+`` of one that was changed since, or a digest of the code."""
+    if commit is None:
+        return f"source {source}"[:14]
+    return commit[:14] + ("+" if commit.endswith("+") and len(commit) > 14 else "")
 
 
 def _fate(stage: Stage, states: Sequence[StepState | None], folder: Path | None) -> str:
