@@ -45,4 +45,4 @@ GPU_PYTHON = $(or $(wildcard $(BIN)/python),$(PYTHON))
 gpu:  ## The reference run on an NVIDIA GPU, as far as DEADLINE=24 minutes allow; DEVICE=cpu rehearses it.
 	PYTHONPATH=$(CURDIR)/bench:$(CURDIR)/models:$(PYTHONPATH) $(GPU_PYTHON) -m infsa_bench reference-run \
 		$(if $(DEVICE),--device $(DEVICE)) $(if $(STAGE),--stage $(STAGE)) $(if $(DEADLINE),--deadline $(DEADLINE)) \
-		$(if $(RUN),--out $(RUN)) $(if $(OUT),--parts $(OUT))
+		$(if $(RUN),--out $(RUN)) $(if $(OUT),--parts $(OUT)) $(if $(COMMIT),--commit $(COMMIT))

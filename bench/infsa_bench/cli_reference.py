@@ -29,6 +29,9 @@ def _reference_run(
     parts: Annotated[
         Path | None, typer.Option(help="Folder for the packed files. Default: parts in the run's.")
     ] = None,
+    commit: Annotated[
+        str | None, typer.Option(help="The commit of this code, where its repository is not here: git rev-parse HEAD.")
+    ] = None,
     rehearse: Annotated[bool, typer.Option("--rehearse", help="Every stage in small, on any device.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every step as one would type it.")] = False,
 ) -> None:
@@ -41,6 +44,7 @@ def _reference_run(
         deadline=deadline,
         out=out,
         parts=parts,
+        commit=commit,
         is_rehearsal=rehearse,
         is_dry_run=dry_run,
     )

@@ -203,15 +203,20 @@ def test_fast_is_reference_on_a_gpu(mechanism: str, precision: torch.dtype) -> N
 
 
 def test_the_limit_holds_where_it_says() -> None:
-    """In a process of its own; the worker tries it out in the same way."""
+    """In a process of its own; the worker tries it out in the same way.
+
+    Where the driver does not list us, all that is taken on the card counts as ours: the limit is far above that.
+    """
+    if torch.cuda.get_device_properties(0).total_memory < 20 * 2**30:
+        pytest.skip("needs a card of 20 GiB")
     script = """
 import torch
 from infsa_bench.execute.instruments import open_instruments
 device = torch.device("cuda:0")
 torch.zeros(1, device=device)
-instruments = open_instruments(device).limited(8 * 2**30)
+instruments = open_instruments(device).limited(16 * 2**30)
 assert instruments.memory_limit.problem() is None, instruments.memory_limit.problem()
-assert 6 * 2**30 < instruments.available_bytes() < 8 * 2**30
+assert 12 * 2**30 < instruments.available_bytes() < 16 * 2**30
 instruments.close()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

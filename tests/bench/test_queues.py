@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from infsa_bench.measure import queues
 from infsa_bench.measure.queues import MARKS, CudaQueue, HostQueue, open_queue
 
 CPU = torch.device("cpu")
@@ -28,6 +29,45 @@ def test_a_cpu_is_never_held() -> None:
     queue.hold(10.0)
     queue.synchronize()
     assert time.perf_counter() - begin < 1
+
+
+class IdleDevice:
+    """A CUDA device on a clock of its own: 1.98 GHz, but a third of it in its first 0.15 s after rest."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds, self.slept = 0.0, []
+        device = self
+
+        class Event:
+            def __init__(self, **_options: bool) -> None:
+                self.at = 0.0
+
+            def record(self) -> None:
+                self.at = device.seconds
+
+            def elapsed_time(self, other: Event) -> float:
+                return 1e3 * (other.at - self.at)
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
+        monkeypatch.setattr(torch.cuda, "_sleep", self.sleep)
+        monkeypatch.setattr(queues.time, "monotonic", lambda: self.seconds)
+
+    def sleep(self, cycles: int) -> None:
+        self.slept.append(cycles)
+        self.seconds += cycles / (1.98e9 if self.seconds > 0.15 else 0.66e9)
+
+
+def test_a_device_that_was_idle_is_held_as_long_as_one_that_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = IdleDevice(monkeypatch)
+    queue = CudaQueue(torch.device("cuda:0"))
+    for seconds in (0.02, 0.1):
+        queue.hold(0.001)
+        begin = device.seconds
+        queue.hold(seconds)
+        assert device.seconds - begin == pytest.approx(seconds, rel=1e-6)
+    # It is calibrated once.
+    assert device.seconds < 0.4
 
 
 @pytest.mark.gpu

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from test_step_process import is_alive, wait_for
 
 from infsa_bench.cli import app
 from infsa_bench.commands.reference_run import parse_deadline
+from infsa_bench.commands.repository import commit_here
 from infsa_bench.errors import SpecError
 from infsa_bench.reference.facts import load_facts
 from infsa_bench.reference.sizes import ALL, FULL, LINEAR, QUADRATIC, REHEARSAL, Sizes
@@ -49,7 +51,7 @@ def test_the_stages_are_those_that_are_documented() -> None:
 def test_every_step_is_a_command_line_that_is_understood(sizes: Sizes) -> None:
     group = typer.main.get_command(app)
     for stage, step in in_order(tuple(all_stages("OUT", "cuda:0", sizes).values())):
-        if step.program == "pytest":
+        if step.program != "infsa-bench":
             continue
         context = typer.Context(group)
         name, command, rest = group.resolve_command(context, list(step.words))  # type: ignore[attr-defined]
@@ -116,6 +118,9 @@ def test_a_deadline_is_in_minutes_or_says_in_what(text: str, seconds: float) -> 
         ["--device", "tpu"],
         ["--device", "cpu", "--out", "taken"],
         ["--device", "cpu", "--out", "file"],
+        ["--device", "cpu", "--commit", "main"],
+        ["--device", "cpu", "--commit", "c0ffee"],
+        ["--device", "cpu", "--commit", "0123456 rm"],
         ["--device", "cuda:0"],
     ],
 )
@@ -140,7 +145,8 @@ def test_a_dry_run_prints_what_one_could_type(run: CommandLine) -> None:
     lines = result.out.splitlines()
     assert result.code == 0
     assert lines[:2] == ["# probe/doctor: at most 1 min 00 s", "infsa-bench doctor --device cuda:0"]
-    assert lines[3] == "infsa-bench instruments --device cuda:0 --out OUT/instruments.json"
+    assert lines[3] == "python3 -m infsa_models.kernels.tune --check"
+    assert lines[5] == "infsa-bench instruments --device cuda:0 --out OUT/instruments.json"
     last = [line.partition(":")[0] for line in lines if line.startswith("# probe/")][-3:]
     assert last == ["# probe/gpu-tests", "# probe/selfcheck", "# probe/peaks"]
     assert any(shlex.split(line)[:2] == ["infsa-bench", "sweep"] for line in lines)
@@ -245,6 +251,22 @@ def test_make_rehearses_the_probe_without_an_install(tmp_path: Path) -> None:
     assert 0 < facts.context_seconds < facts.ready_seconds
     assert (facts.calibration, facts.no_energy) == (None, "needs CUDA")
     assert [file.name for file in sent.iterdir()] == ["run.tar.gz.0"]
+
+
+def test_a_commit_is_typed_where_there_is_no_repository(tmp_path: Path) -> None:
+    """As on a machine that has the files only; a repository that says otherwise is believed."""
+    copy, commit = tmp_path / "copy", "c0ffee0123456+"
+    for package in ("bench", "models"):
+        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Makefile", copy)
+    words = ["make", "gpu", "DEVICE=cpu", "STAGE=kernels", f"RUN={tmp_path / 'run'}", f"GPU_PYTHON={sys.executable}"]
+    environment = {**os.environ, "COMMIT": commit, "PYTHONPATH": ""}
+    done = subprocess.run(words, cwd=copy, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(load_reference_run(tmp_path / "run").commits.values()) == [commit]
+    if commit_here() is not None:
+        refused = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        assert "is not that of this repository" in refused.stderr
 
 
 def test_two_reference_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:

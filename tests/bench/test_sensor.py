@@ -12,7 +12,13 @@ from sample_reference import reference_run
 from virtual_board import OWN_PID, VirtualClock
 
 from infsa_bench.errors import MeterUnavailableError
-from infsa_bench.execute.instrument_facts import event_costs_of, seconds_since_start, with_processes, with_sensor
+from infsa_bench.execute.instrument_facts import (
+    event_costs_of,
+    seconds_since_start,
+    used_bytes_by_uuid,
+    with_processes,
+    with_sensor,
+)
 from infsa_bench.measure.energy.observer import DirectObserver
 from infsa_bench.measure.energy.sensor import window_seconds
 from infsa_bench.measure.nvml import Gpu
@@ -132,3 +138,28 @@ def test_processes_that_the_driver_does_not_list() -> None:
     facts = with_processes(make_facts(), SimpleNamespace(processes=gpu), 0)  # type: ignore[arg-type]
     assert (facts.own_process_visible, facts.listed_processes, facts.context_bytes) == (False, 0, None)
     assert dict(describe_instruments(facts))["own process"] == "not listed by the driver; 0 processes listed"
+
+
+@pytest.mark.parametrize("listed", [[], [(OWN_PID + 1, 2**30)], [(OWN_PID, None)]])
+def test_a_context_whose_process_is_not_listed_is_what_the_device_lost(
+    fake_nvml: FakeNvml, listed: list[tuple[int, int | None]]
+) -> None:
+    """In a container, or where the driver lists us but not what we hold."""
+    board = Board(fake_nvml, period_ms=100.0, window_ms=25.0)
+    fake_nvml.device(0).compute_processes = listed
+    fake_nvml.device(0).memory_used_bytes = 2**30
+    before = used_bytes_by_uuid()[board.gpu.facts.uuid]
+    fake_nvml.device(0).memory_used_bytes = 2**30 + 700 * 2**20
+    facts = with_processes(make_facts(), board.gpu, 200 * 2**20, before)
+    assert (facts.context_bytes, facts.is_context_by_growth) == (500 * 2**20, True)
+    assert "others may have a part in it" in dict(describe_instruments(facts))["device memory of a context"]
+    unknown = with_processes(make_facts(), board.gpu, 200 * 2**20, None)
+    assert (unknown.context_bytes, unknown.is_context_by_growth) == (None, False)
+
+
+def test_a_process_that_is_listed_is_asked_for_its_own_bytes(fake_nvml: FakeNvml) -> None:
+    board = Board(fake_nvml, period_ms=100.0, window_ms=25.0)
+    fake_nvml.device(0).memory_used_bytes = 8 * 2**30
+    facts = with_processes(make_facts(), board.gpu, 2**29, 2**30)
+    assert (facts.context_bytes, facts.is_context_by_growth) == (2**29, False)
+    assert "others" not in dict(describe_instruments(facts))["device memory of a context"]

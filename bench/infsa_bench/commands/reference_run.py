@@ -54,6 +54,7 @@ class ReferenceRequest:
     deadline: str = "24"
     out: Path | None = None
     parts: Path | None = None
+    commit: str | None = None
     is_rehearsal: bool = False
     is_dry_run: bool = False
 
@@ -73,6 +74,17 @@ def parse_deadline(text: str) -> float:
     return seconds
 
 
+def parse_commit(text: str) -> str:
+    """Return a commit as it is written down: 7 to 40 hexadecimal digits, and a ``+`` where it was changed since.
+
+    Raises:
+        SpecError: anything else.
+    """
+    if re.fullmatch(r"[0-9a-f]{7,40}\+?", text) is None:
+        raise SpecError(f"{text!r} is no commit: write 7 to 40 hexadecimal digits, and + if it was changed since")
+    return text
+
+
 def reference_run(request: ReferenceRequest, console: Console) -> int:
     """Run the stages that are asked for, as far as the deadline allows; return the exit code.
 
@@ -85,6 +97,7 @@ def reference_run(request: ReferenceRequest, console: Console) -> int:
     end = begin + parse_deadline(request.deadline) - CLOSING_SECONDS
     names = chosen_stages(request.stage)
     check_device(request.device)
+    commit = _commit_of(request)
     is_rehearsal = request.is_rehearsal or request.device == "cpu"
     sizes = REHEARSAL if is_rehearsal else FULL
     if request.is_dry_run:
@@ -98,7 +111,7 @@ def reference_run(request: ReferenceRequest, console: Console) -> int:
     stages = [all_stages(str(out), environment.device, sizes)[name] for name in names]
     stops: list[int] = []
     with _held(out), _noting_signals(stops):
-        journal = _open_journal(out, environment, is_rehearsal)
+        journal = _open_journal(out, environment, commit, is_rehearsal)
         course = Course(
             out=out, parts=request.parts or out / "parts", journal=journal, console=console, end=end, stops=stops
         )
@@ -113,13 +126,26 @@ def reference_run(request: ReferenceRequest, console: Console) -> int:
     return 1 if any(state and state.status in ("failed", "findings") for state in states) else 0
 
 
-def _open_journal(out: Path, environment: Environment, is_rehearsal: bool) -> ReferenceRun:
+def _commit_of(request: ReferenceRequest) -> str | None:
+    """Return the commit of this code: the repository's, or what was typed where there is none.
+
+    Raises:
+        SpecError: what was typed is no commit, or another than the repository's.
+    """
+    typed = None if request.commit is None else parse_commit(request.commit)
+    here = commit_here()
+    if typed is not None and here is not None and not here.startswith(typed.removesuffix("+")):
+        raise SpecError(f"--commit {typed} is not that of this repository, {here}")
+    return here or typed
+
+
+def _open_journal(out: Path, environment: Environment, commit: str | None, is_rehearsal: bool) -> ReferenceRun:
     """Return the state of the run in ``out``, a new one where there is none, with this machine and this code in it.
 
     Raises:
         SpecError: the run in there is of another device, or of the other kind.
     """
-    source, commit, now = source_digest(), commit_here(), utc_now()
+    source, now = source_digest(), utc_now()
     if not is_reference_run(out):
         return ReferenceRun(
             created_utc=now,

@@ -48,7 +48,7 @@ def unpack_run(parts: Path, out: Path, console: Console) -> None:
             report_run(folder, console, reports / folder.name)
             rendered.append(folder.name)
     facts = load_facts(out / INSTRUMENTS)
-    lines = [f"# Reference run on {run.device_name}", "", render_stages(run)]
+    lines = [f"# Reference run on {run.device_name}", "", render_stages(run, out)]
     lines += [f"- [{name}]({name}/{_page_of(reports / name)})" for name in rendered]
     if facts is not None:
         lines += ["", "## Instruments", "", *(f"- {name}: {found}" for name, found in describe_instruments(facts))]

@@ -11,7 +11,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +30,7 @@ from infsa_bench.measure.energy.observing_process import ProcessObserver
 from infsa_bench.measure.energy.sensor import SensorBench, window_seconds
 from infsa_bench.measure.environment import describe_environment, find_gpu
 from infsa_bench.measure.latency import synchronize
-from infsa_bench.measure.nvml import Gpu
+from infsa_bench.measure.nvml import Gpu, all_gpus
 from infsa_bench.reference.facts import EventCosts, InstrumentFacts, WaveResponse
 
 IDLE_SECONDS = 3.0
@@ -43,17 +43,28 @@ WORK_SIDE = 4096
 
 def main() -> None:
     """Find out what the device on the command line allows."""
-    begin = time.monotonic()
     import_seconds = seconds_since_start()
+    used_bytes = used_bytes_by_uuid()
+    begin = time.monotonic()
     device = resolve_device(sys.argv[1])
     torch.zeros(1, device=device)
     synchronize(device)
     context_seconds = time.monotonic() - begin
-    print(encode(find_facts(device, import_seconds=import_seconds, context_seconds=context_seconds)), flush=True)
+    facts = find_facts(device, used_bytes, import_seconds=import_seconds, context_seconds=context_seconds)
+    print(encode(facts), flush=True)
 
 
-def find_facts(device: torch.device, *, import_seconds: float | None, context_seconds: float) -> InstrumentFacts:
-    """Return everything; what a device lacks, or fails over, is None, with the reason."""
+def find_facts(
+    device: torch.device,
+    used_bytes: Mapping[str, int | None],
+    *,
+    import_seconds: float | None,
+    context_seconds: float,
+) -> InstrumentFacts:
+    """Return everything; what a device lacks, or fails over, is None, with the reason.
+
+    ``used_bytes`` is what was taken on every GPU, by UUID, before this process used one.
+    """
     begin = time.monotonic()
     clock = MonotonicClock()
     environment = describe_environment(device)
@@ -74,7 +85,7 @@ def find_facts(device: torch.device, *, import_seconds: float | None, context_se
     if device.type == "cuda":
         try:
             gpu = find_gpu(device)
-            facts = with_processes(facts, gpu, torch.cuda.memory_reserved(device))
+            facts = with_processes(facts, gpu, torch.cuda.memory_reserved(device), used_bytes.get(gpu.facts.uuid))
             refuse_shared_counters(gpu)
             gpu_energy_source(gpu)
             observer = ProcessObserver(gpu, clock)
@@ -85,6 +96,14 @@ def find_facts(device: torch.device, *, import_seconds: float | None, context_se
         except MeterUnavailableError as error:
             facts = replace(facts, no_energy=f"{error.reason}: {error.detail}")
     return replace(facts, seconds=time.monotonic() - begin)
+
+
+def used_bytes_by_uuid() -> dict[str, int | None]:
+    """Return what is taken on every GPU, by UUID; nothing where there is no NVML."""
+    try:
+        return {gpu.facts.uuid: gpu.memory_used_bytes() for gpu in all_gpus()}
+    except MeterUnavailableError:
+        return {}
 
 
 def seconds_since_start() -> float | None:
@@ -139,15 +158,23 @@ def product(device: torch.device) -> Callable[[], Tensor]:
     return work
 
 
-def with_processes(facts: InstrumentFacts, gpu: Gpu, reserved_bytes: int) -> InstrumentFacts:
-    """Add what the driver tells of the processes on the GPU."""
+def with_processes(
+    facts: InstrumentFacts, gpu: Gpu, reserved_bytes: int, used_before_bytes: int | None = None
+) -> InstrumentFacts:
+    """Add what the driver tells of the processes on the GPU, on which so much was taken before this one used it."""
     listed = gpu.processes()
     own_bytes = listed.get(os.getpid())
+    is_by_growth = False
+    if own_bytes is None and used_before_bytes is not None:
+        used_bytes = gpu.memory_used_bytes()
+        own_bytes = None if used_bytes is None else used_bytes - used_before_bytes
+        is_by_growth = own_bytes is not None
     return replace(
         facts,
         own_process_visible=os.getpid() in listed,
         listed_processes=len(listed),
         context_bytes=None if own_bytes is None else max(0, own_bytes - reserved_bytes),
+        is_context_by_growth=is_by_growth,
     )
 
 

@@ -138,15 +138,19 @@ class Gpu:
         """Return what the driver says this process holds, its context included."""
         return self.processes().get(os.getpid())
 
+    def memory_used_bytes(self) -> int | None:
+        """Return what is taken of the memory, by whomever."""
+        # The second version leaves out what the driver keeps for itself, which can be half a gigabyte.
+        memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, self._handle, pynvml.nvmlMemory_v2)
+        if memory is None:
+            memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, self._handle)
+        return None if memory is None else int(memory.used)
+
     def state(self) -> GpuState:
         """Return clocks, temperature, power, what throttles it and who shares it, at this moment."""
         own_pid = os.getpid()
         processes = self.processes()
         utilization = _ask(pynvml.nvmlDeviceGetUtilizationRates, self._handle)
-        # The second version leaves out what the driver keeps for itself, which can be half a gigabyte.
-        memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, self._handle, pynvml.nvmlMemory_v2)
-        if memory is None:
-            memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, self._handle)
         limit = _ask(pynvml.nvmlDeviceGetEnforcedPowerLimit, self._handle)
         return GpuState(
             sm_clock_mhz=self.sm_clock_mhz(),
@@ -159,7 +163,7 @@ class Gpu:
             power_violation_seconds=self._violation_seconds(pynvml.NVML_PERF_POLICY_POWER),
             thermal_violation_seconds=self._violation_seconds(pynvml.NVML_PERF_POLICY_THERMAL),
             utilization_percent=None if utilization is None else int(utilization.gpu),
-            memory_used_bytes=None if memory is None else int(memory.used),
+            memory_used_bytes=self.memory_used_bytes(),
             own_process_visible=own_pid in processes,
             foreign_processes=_count_foreign(processes, own_pid),
         )
@@ -237,6 +241,15 @@ def open_nvml() -> None:
 
 
 def visible_gpus() -> list[GpuFacts]:
+    """Return what is to be known of every GPU that NVML knows, in NVML's order.
+
+    Raises:
+        MeterUnavailableError: as :func:`open_nvml`.
+    """
+    return [gpu.facts for gpu in all_gpus()]
+
+
+def all_gpus() -> list[Gpu]:
     """Return every GPU that NVML knows, in NVML's order.
 
     Raises:
@@ -245,7 +258,7 @@ def visible_gpus() -> list[GpuFacts]:
     open_nvml()
     count = _ask(pynvml.nvmlDeviceGetCount) or 0
     handles = [_ask(pynvml.nvmlDeviceGetHandleByIndex, index) for index in range(count)]
-    return [Gpu(handle).facts for handle in handles if handle is not None]
+    return [Gpu(handle) for handle in handles if handle is not None]
 
 
 def loaded_library() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Protocol as Interface
 
@@ -11,6 +12,8 @@ MARKS = 512
 """How many moments a queue notes before they are read."""
 
 CALIBRATION_CYCLES = 10_000_000
+CALIBRATION_SECONDS = 0.2
+"""A device that was idle takes about so long to raise its clock."""
 
 Clock = Callable[[], int]
 
@@ -89,13 +92,15 @@ class CudaQueue:
         torch.cuda._sleep(max(1, round(seconds * self._cycles_per_second)))
 
     def _calibrate(self) -> float:
-        # Once for nothing: the first launch of a kernel loads it.
-        for cycles in (1, CALIBRATION_CYCLES):
+        """Return the cycles per second of the last of several spins: the first one loads the kernel, too."""
+        begin = time.monotonic()
+        while True:
             self.mark(0)
-            torch.cuda._sleep(cycles)
+            torch.cuda._sleep(CALIBRATION_CYCLES)
             self.mark(1)
             self.synchronize()
-        return CALIBRATION_CYCLES / self.seconds_between(0, 1)
+            if time.monotonic() - begin >= CALIBRATION_SECONDS:
+                return CALIBRATION_CYCLES / self.seconds_between(0, 1)
 
     def mark(self, index: int) -> None:
         """Record an event."""

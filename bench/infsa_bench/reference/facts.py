@@ -53,6 +53,8 @@ class InstrumentFacts:
         import_seconds: the part of a fresh process in which Python and its libraries are loaded.
         context_seconds: until the device had done its first work, libraries loaded.
         context_bytes: of the device's memory that a process holds beside its tensors, by NVML.
+        is_context_by_growth: whether ``context_bytes`` is by how much more was taken on the whole device than before
+            the process used it, because the driver does not list the process: others may have a part in that.
         own_process_visible: whether the driver lists this very process; None where there is no NVML.
         listed_processes: how many it lists.
         events: on a CUDA device.
@@ -72,6 +74,7 @@ class InstrumentFacts:
     import_seconds: float | None
     context_seconds: float
     context_bytes: int | None
+    is_context_by_growth: bool = False
     own_process_visible: bool | None
     listed_processes: int | None
     events: EventCosts | None

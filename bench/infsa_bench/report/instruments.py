@@ -18,7 +18,7 @@ def describe_instruments(facts: InstrumentFacts) -> list[tuple[str, str]]:
             f"{_duration(facts.import_seconds)} loading Python and libraries, "
             f"{_duration(facts.context_seconds)} opening the device",
         ),
-        ("device memory of a context", UNKNOWN if facts.context_bytes is None else format_bytes(facts.context_bytes)),
+        ("device memory of a context", _context(facts)),
         ("own process", _visible(facts)),
     ]
     if facts.events is not None:
@@ -44,6 +44,13 @@ def describe_instruments(facts: InstrumentFacts) -> list[tuple[str, str]]:
         ("sensor's window", f"{_duration(facts.sensor_window_seconds)}, from its response to square waves"),
         *((f"counter against power, load {load.duty:.0%}", _compared(load)) for load in facts.loads),
     ]
+
+
+def _context(facts: InstrumentFacts) -> str:
+    if facts.context_bytes is None:
+        return UNKNOWN
+    how = " more taken on the whole device than before; others may have a part in it"
+    return f"{format_bytes(facts.context_bytes)}{how if facts.is_context_by_growth else ''}"
 
 
 def _visible(facts: InstrumentFacts) -> str:
