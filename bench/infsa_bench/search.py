@@ -10,7 +10,8 @@ from infsa_bench.analyze.max_resolution import is_by_design, probe_of, probes_of
 from infsa_bench.analyze.resolution_search import next_probe
 from infsa_bench.execute.launcher import Launcher, Patience
 from infsa_bench.record import Record, with_flag
-from infsa_bench.store import RunWriter, Search
+from infsa_bench.search_plan import Search
+from infsa_bench.store import RunWriter
 from infsa_bench.sweep import utc_now, writing_to
 
 

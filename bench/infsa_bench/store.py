@@ -12,7 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -27,10 +27,9 @@ from infsa_bench.peaks import MeasuredPeaks, load_further_peaks, load_peaks, wri
 from infsa_bench.protocol import Protocol
 from infsa_bench.record import SCHEMA_VERSION, EnergyCalibration, Record, TracePoint
 from infsa_bench.recorded import Recorded, Span
+from infsa_bench.search_plan import Search
 from infsa_bench.shard import Shard
-from infsa_bench.spec import MAX_RESOLUTION, Case
 from infsa_bench.traces import trace_path, write_trace
-from infsa_models.registry import PATCH_SIZE
 
 MANIFEST = "manifest.json"
 RECORDS = "records.jsonl"
@@ -82,32 +81,6 @@ class Settings:
 def _each_replicate(protocol: Protocol) -> Protocol:
     """Return what the protocol asks of every single replicate, whatever it is called for their number."""
     return replace(protocol, name="", replicates=1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Search:
-    """A search for the largest resolution that fits, in the place of a plan: what is probed follows from the records.
-
-    ``models`` are cases of any resolution, one for each search; the grid is the multiples of ``step`` from
-    ``smallest`` to ``largest``, in pixels. A probe has ``timeout_seconds``; ``available_bytes`` is the memory from
-    which limits were predicted.
-    """
-
-    models: tuple[Case, ...]
-    smallest: int
-    largest: int
-    step: int
-    timeout_seconds: float
-    available_bytes: int
-
-    def __post_init__(self) -> None:
-        """Refuse a grid that no model has, or none at all."""
-        if self.step < 1 or self.step % PATCH_SIZE or not 1 <= self.smallest <= self.largest <= MAX_RESOLUTION:
-            raise ValueError(f"a search goes in multiples of {PATCH_SIZE} pixels up to {MAX_RESOLUTION}")
-        if self.largest // self.step < -(-self.smallest // self.step):
-            raise ValueError("a search has at least one size")
-        if self.timeout_seconds <= 0 or self.available_bytes <= 0:
-            raise ValueError("a search has time and memory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,7 +234,7 @@ class RunWriter:
 
     Attributes:
         path: the run's folder.
-        manifest: as it is on disk.
+        manifest: as it is on disk, but for calibrations that wait, see :meth:`add_calibration`.
         peaks: what the run's device can do at its best, None where that has not been measured.
         torn_bytes: length of the line that a killed process had left half-written, and that opening the run cut off.
     """
@@ -278,6 +251,8 @@ class RunWriter:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.manifest = manifest
+        self._added_calibrations = 0
+        self._is_behind = False
         with contextlib.ExitStack() as opened:
             lock = open_regular(path / LOCK, os.O_RDWR | os.O_CREAT)
             self._lock = opened.enter_context(os.fdopen(lock, "r+b"))
@@ -323,16 +298,38 @@ class RunWriter:
 
     def add_environment(self, environment: Environment) -> str:
         """Make ``environment`` known to the manifest and return the key by which records refer to it."""
-        key = environment.key
-        if key not in self.manifest.environments:
-            self.manifest.environments[key] = environment
+        self.add_environments([environment])
+        return environment.key
+
+    def add_environments(self, environments: Iterable[Environment]) -> None:
+        """Make environments known to the manifest, which is written once for all of them, if at all."""
+        new = {environment.key: environment for environment in environments}
+        if new.keys() - self.manifest.environments.keys():
+            self.manifest.environments.update(new)
             self._write_manifest()
-        return key
 
     def add_calibration(self, calibration: EnergyCalibration) -> None:
-        """Add what was found out about the energy counter to the manifest."""
+        """Add what was found out about the energy counter to the manifest.
+
+        The first two are on disk at once. Of more, as many devices have them, those that came wait until they have
+        doubled in number, or for :meth:`sync_manifest`: a large manifest takes long to write, and each reading has a
+        copy of its calibration.
+        """
         self.manifest = replace(self.manifest, calibrations=(*self.manifest.calibrations, calibration))
-        self._write_manifest()
+        self._added_calibrations += 1
+        if self._added_calibrations.bit_count() == 1:
+            self._write_manifest()
+        else:
+            self._is_behind = True
+
+    def sync_manifest(self) -> None:
+        """Return once nothing of the manifest waits to be written.
+
+        Raises:
+            OSError: not on disk.
+        """
+        if self._is_behind:
+            self._write_manifest()
 
     def set_peaks(self, peaks: MeasuredPeaks) -> None:
         """Make ``peaks`` those of the run.
@@ -350,6 +347,9 @@ class RunWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        # Whoever ends in good order has synced it, and said so if that failed.
+        with contextlib.suppress(OSError):
+            self.sync_manifest()
         self._opened.close()
 
     def _hold_lock(self) -> None:
@@ -388,3 +388,4 @@ class RunWriter:
         refuse_exchanged(self._lock, self.path / LOCK)
         replace_file(self.path / DRAFT, self.path / MANIFEST, write)
         refuse_exchanged(self._lock, self.path / LOCK)
+        self._is_behind = False

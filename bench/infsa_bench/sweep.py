@@ -107,6 +107,8 @@ def run_plan(plan: Plan, engine: Engine, writer: RunWriter, predictor: Predictor
     for calibration in engine.calibrate():
         with writing_to(writer):
             writer.add_calibration(calibration)
+    with writing_to(writer):
+        writer.sync_manifest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

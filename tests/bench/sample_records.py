@@ -28,9 +28,10 @@ from infsa_bench.record import (
     Outcome,
     Record,
 )
+from infsa_bench.search_plan import Search
 from infsa_bench.shard import MAX_SHARDS, Part
 from infsa_bench.spec import MAX_RESOLUTION, Case
-from infsa_bench.store import Manifest, Search, Settings, StoredRun
+from infsa_bench.store import Manifest, Settings, StoredRun
 
 CASE = Case(
     mechanism="softmax",

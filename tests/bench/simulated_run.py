@@ -170,8 +170,7 @@ def run(
     engine = InstantEngine(places)
     predictor = Predictor(engine.hello.matmul_flops_per_second)
     with RunWriter(folder, make_manifest([case.id for case in plan.cases])) as writer:
-        for hello in engine.hellos:
-            writer.add_environment(hello.environment)
+        writer.add_environments(hello.environment for hello in engine.hellos)
         run_plan(plan, engine, writer, predictor, Listener(interval, every))
     return time.process_time() - started
 

@@ -33,8 +33,9 @@ from infsa_bench.peaks import FURTHER_PEAKS, MeasuredPeaks
 from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import EnergyCalibration, EnergySource, OperationCount, Record
 from infsa_bench.report.table import blocks, render_markdown
+from infsa_bench.search_plan import Search
 from infsa_bench.shard import Part, Shard
-from infsa_bench.store import LOCK, MANIFEST, RECORDS, Manifest, RunWriter, Search, load
+from infsa_bench.store import LOCK, MANIFEST, RECORDS, Manifest, RunWriter, load
 from infsa_bench.traces import TRACES, trace_path
 
 MECHANISMS = ("softmax", "agent", "soft", "mlla", "performer", "linformer")

@@ -31,7 +31,8 @@ from infsa_bench.execute.device_lock import DeviceLock
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.record import Failure, Fit, Record
 from infsa_bench.search import run_search
-from infsa_bench.store import RECORDS, Manifest, RunWriter, Search, Settings, load
+from infsa_bench.search_plan import Search
+from infsa_bench.store import RECORDS, Manifest, RunWriter, Settings, load
 from infsa_models.cost import vit_cost
 
 MODEL = make_case(mechanism="infsa-linear", resolution=64)

@@ -13,10 +13,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import pytest
 from fake_worker import CALIBRATION, CALIBRATION_LATER, TRACE
@@ -25,6 +25,7 @@ from sample_records import ENVIRONMENT, SETTINGS, make_failure, make_manifest, m
 from infsa_bench import store
 from infsa_bench.codec import encode
 from infsa_bench.errors import RunLockedError, SchemaError, SpecError
+from infsa_bench.files import replace_file
 from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import Record, TracePoint
 from infsa_bench.store import (
@@ -567,6 +568,54 @@ def test_environments_are_added_once(path: Path) -> None:
         assert writer.add_environment(ENVIRONMENT) == ENVIRONMENT.key
         assert writer.add_environment(other) == other.key
     assert load_manifest(path).environments == {ENVIRONMENT.key: ENVIRONMENT, other.key: other}
+
+
+def count_manifests(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Return a list that grows with each manifest that is written from now on."""
+    written: list[Path] = []
+
+    def replacing(draft: Path, file: Path, write: Callable[[TextIO], object]) -> None:
+        replace_file(draft, file, write)
+        if file.name == MANIFEST:
+            written.append(file)
+
+    monkeypatch.setattr("infsa_bench.store.replace_file", replacing)
+    return written
+
+
+def test_environments_of_many_devices_are_written_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = [replace(ENVIRONMENT, device=f"cuda:{index}") for index in range(100)]
+    with RunWriter(path, replace(PLAN, environments={})) as writer:
+        written = count_manifests(monkeypatch)
+        writer.add_environments(devices)
+        assert len(written) == 1
+        assert set(load_manifest(path).environments) == {device.key for device in devices}
+        writer.add_environments(devices[:3])
+        for device in devices:
+            assert writer.add_environment(device) == device.key
+        assert len(written) == 1
+
+
+def test_calibrations_of_many_devices_are_written_a_few_times(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tuple(replace(CALIBRATION, idle_watts=float(index)) for index in range(1000))
+    with RunWriter(path, PLAN) as writer:
+        written = count_manifests(monkeypatch)
+        for count, calibration in enumerate(found[:100], start=1):
+            writer.add_calibration(calibration)
+            # Half of them at the least are on disk, whenever it is killed; the first two as soon as they are known.
+            stored = load_manifest(path).calibrations
+            assert stored == found[: len(stored)]
+            assert len(stored) >= (count if count <= 2 else (count + 1) / 2)
+        for calibration in found[100:]:
+            writer.add_calibration(calibration)
+        assert len(written) == 10
+        writer.sync_manifest()
+        assert load_manifest(path).calibrations == found
+        writer.sync_manifest()
+        assert len(written) == 11
+        for calibration in found[:3]:
+            writer.add_calibration(calibration)
+    assert load_manifest(path).calibrations == (*found, *found[:3])
 
 
 def test_a_command_that_is_no_unicode_can_be_stored(path: Path) -> None:

@@ -52,7 +52,8 @@ from infsa_bench.report.max_resolution import (
     render_search_terminal,
 )
 from infsa_bench.report.table import blocks, render_csv, render_markdown, render_terminal
-from infsa_bench.store import LOCK, MANIFEST, RECORDS, Search, StoredRun, load
+from infsa_bench.search_plan import Search
+from infsa_bench.store import LOCK, MANIFEST, RECORDS, StoredRun, load
 
 LONGEST_MESSAGE = 3000
 SECONDS = 1.0

@@ -9,8 +9,8 @@ from infsa_bench.analyze.dominance import resolution_family
 from infsa_bench.analyze.predict import predict_limit
 from infsa_bench.analyze.resolution_search import Probe, ProbeOutcome, SearchResult, SearchSpace, search_result
 from infsa_bench.record import MEMORY_KINDS, Failure, Fit, Outcome, Record
+from infsa_bench.search_plan import Search
 from infsa_bench.spec import Case
-from infsa_bench.store import Search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from infsa_bench.report.max_resolution import describe_fate
 from infsa_bench.report.units import format_bytes, format_duration
 from infsa_bench.schedule import MEMORY_SHARE
 from infsa_bench.search import run_search
+from infsa_bench.search_plan import Search
 from infsa_bench.spec import (
     DEFAULT_IMPLEMENTATIONS,
     DEFAULT_PRECISION,
@@ -41,7 +42,7 @@ from infsa_bench.spec import (
     parse_options,
     resolve_mechanisms,
 )
-from infsa_bench.store import Manifest, RunWriter, Search, Settings
+from infsa_bench.store import Manifest, RunWriter, Settings
 from infsa_bench.sweep import utc_now
 from infsa_models.registry import PATCH_SIZE
 

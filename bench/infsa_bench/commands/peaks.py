@@ -89,8 +89,7 @@ def measure_before_sweep(console: Console, plan: Plan, engine: Engine, writer: R
         try:
             measured = engine.measure_peaks()
             with writing_to(writer):
-                for hello in engine.hellos:
-                    writer.add_environment(hello.environment)
+                writer.add_environments(hello.environment for hello in engine.hellos)
                 writer.set_peaks(measured)
             line = describe_peaks(measured, data_sheet(engine.hello.environment))
         except PeaksUnavailableError as error:

@@ -26,7 +26,7 @@ from infsa_bench.report.run_sections import file_name
 from infsa_bench.report.side_by_side import run_letter
 from infsa_bench.report.table import blocks, render_csv, render_markdown, render_terminal
 from infsa_bench.report.table1_forms import table1_markdown
-from infsa_bench.store import Search
+from infsa_bench.search_plan import Search
 
 
 def report_run(path: Path, console: Console, out: Path | None = None) -> tuple[Path, ...]:

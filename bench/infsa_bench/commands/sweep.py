@@ -157,8 +157,7 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
             return out
         with _open(out, manifest) as writer:
             try:
-                for each in engine.hellos:
-                    writer.add_environment(each.environment)
+                writer.add_environments(each.environment for each in engine.hellos)
             except OSError as error:
                 raise SweepStoppedError(f"cannot write to {out}: {error}") from error
             if writer.torn_bytes:
