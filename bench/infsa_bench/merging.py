@@ -23,10 +23,10 @@ from infsa_bench.errors import RunLockedError, SchemaError, SpecError
 from infsa_bench.files import open_regular, read_file, replace_file, sync_folder
 from infsa_bench.machine import Environment
 from infsa_bench.peaks import MeasuredPeaks, write_further_peaks, write_peaks
-from infsa_bench.record import EnergyCalibration
+from infsa_bench.record import EnergyCalibration, Measurement, Record
 from infsa_bench.shard import Part
-from infsa_bench.store import DRAFT, LOCK, MANIFEST, MAX_RECORDS_BYTES, RECORDS, Manifest, Settings, StoredRun, load
-from infsa_bench.traces import MAX_TRACE_BYTES, TRACES, trace_path
+from infsa_bench.store import DRAFT, LOCK, MANIFEST, MAX_RECORDS_BYTES, RECORDS, Manifest, StoredRun, load
+from infsa_bench.traces import MAX_TRACE_BYTES, TRACES, load_trace, trace_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +36,16 @@ class Merged:
     Attributes:
         recorded: number of cases with a record.
         repeated: number of records that an earlier run had as well, the same in both.
+        traces: number of power traces that came along.
+        missing_traces: number of records that should have one, but had none beside them.
         missing_shards: parts of the plan that none of the runs was of; none where the runs are no shards.
     """
 
     manifest: Manifest
     recorded: int
     repeated: int
+    traces: int
+    missing_traces: int
     missing_shards: tuple[Part, ...]
 
 
@@ -54,7 +58,7 @@ def merge_runs(paths: Sequence[Path], out: Path, command: tuple[str, ...]) -> Me
     Raises:
         SpecError: the runs are not of one plan and one set of settings, two of them have different results of one
             case, or ``out`` is taken.
-        SchemaError: a file of one of them cannot be read.
+        SchemaError: a file of one of them cannot be read, or it has no records, not even an empty file of them.
         RunLockedError: one of them is being written.
         OSError: ``out`` cannot be written.
     """
@@ -91,6 +95,8 @@ class _Joined:
         self._records = records
         self._bytes = 0
         self._repeated = 0
+        self._traces = 0
+        self._missing_traces = 0
         self._first: StoredRun | None = None
         self._plan: frozenset[str] = frozenset()
         self._created: list[str] = []
@@ -110,6 +116,9 @@ class _Joined:
             SchemaError: a file of it cannot be read.
         """
         manifest = run.manifest
+        if not (run.path / RECORDS).exists():
+            # Whoever writes a run makes it before anything is measured.
+            raise SchemaError(f"{run.path} has no {RECORDS}: only a part of the run was copied")
         if manifest.search is not None:
             raise SpecError(f"{run.path} is a search for the largest resolution, which is merged with nothing")
         if self._first is None:
@@ -128,7 +137,7 @@ class _Joined:
                 raise SchemaError(f"{run.path}: {record.case.id} ran in an environment that the manifest lacks")
             if record.case.id not in self._plan:
                 raise SpecError(f"{run.path}: {record.case.id} has a record, but no place in the plan")
-            self._add_line(run.path, record.case.id, encode(record).encode() + b"\n")
+            self._add_record(run.path, record)
 
     def finish(self, command: tuple[str, ...]) -> Merged:
         """Write peaks and manifest; then everything is on disk."""
@@ -157,12 +166,13 @@ class _Joined:
             manifest=manifest,
             recorded=len(self._seen),
             repeated=self._repeated,
+            traces=self._traces,
+            missing_traces=self._missing_traces,
             missing_shards=self._missing_shards(),
         )
 
     def _refuse_another_plan(self, run: StoredRun, first: StoredRun) -> None:
-        settings = [_of_any_device(found.manifest.settings) for found in (first, run)]
-        differences = settings[0].differences(settings[1])
+        differences = first.manifest.settings.differences(run.manifest.settings)
         if differences:
             raise SpecError(f"{run.path} was made with another {', '.join(differences)} than {first.path}")
         plan = _whole_plan(run.manifest)
@@ -185,7 +195,8 @@ class _Joined:
             if path != run.path:
                 raise SpecError(f"shards overlap: {case_id} is in {path} and in {run.path}")
 
-    def _add_line(self, path: Path, case_id: str, line: bytes) -> None:
+    def _add_record(self, path: Path, record: Record) -> None:
+        case_id, line = record.case.id, encode(record).encode() + b"\n"
         digest = hashlib.sha256(line).digest()
         known, where = self._seen.setdefault(case_id, (digest, path))
         if known != digest:
@@ -197,22 +208,29 @@ class _Joined:
         if self._bytes > MAX_RECORDS_BYTES:
             raise SpecError(f"the records are more than the {MAX_RECORDS_BYTES} bytes that one run may have")
         self._records.write(line)
-        self._copy_trace(path, case_id)
+        if self._copy_trace(path, case_id):
+            self._traces += 1
+        elif _should_have_trace(record):
+            self._missing_traces += 1
 
-    def _copy_trace(self, path: Path, case_id: str) -> None:
+    def _copy_trace(self, path: Path, case_id: str) -> bool:
+        """Copy the power trace of a case; tell whether there is one.
+
+        Raises:
+            SchemaError: what is there is no trace, or only a part of one.
+        """
         source, target = trace_path(path, case_id), trace_path(self._draft, case_id)
-        if source.parent.is_symlink():
-            raise SchemaError(f"{source.parent}: a symbolic link where a folder should be")
+        if not load_trace(source):
+            return False
         try:
             content = read_file(source, MAX_TRACE_BYTES)
-        except (FileNotFoundError, NotADirectoryError):
-            return
         except OSError as error:
             raise SchemaError(f"{source}: {error.strerror or error}") from None
         target.parent.mkdir(exist_ok=True)
         with target.open("xb") as file:
             file.write(content)
             _sync(file)
+        return True
 
     def _missing_shards(self) -> tuple[Part, ...]:
         count = next((part.count for part in self._parts), 0)
@@ -238,11 +256,6 @@ def _whole_plan(manifest: Manifest) -> tuple[str, ...]:
     return manifest.plan if manifest.shard is None else manifest.shard.whole
 
 
-def _of_any_device(settings: Settings) -> Settings:
-    """Return the settings with the type of the device alone: which one it was is said by each record."""
-    return replace(settings, device=settings.device.partition(":")[0])
-
-
 @contextlib.contextmanager
 def _unwritten(path: Path) -> Iterator[None]:
     """Keep others from writing to the run in ``path`` meanwhile.
@@ -262,6 +275,14 @@ def _unwritten(path: Path) -> Iterator[None]:
         except BlockingIOError:
             raise RunLockedError(f"{path} is being written by another process") from None
         yield
+
+
+def _should_have_trace(record: Record) -> bool:
+    """Tell whether the energy of a record was read where there is power to be traced, which RAPL does not have."""
+    if not isinstance(record.outcome, Measurement):
+        return False
+    calibration = record.outcome.energy.calibration
+    return bool(record.outcome.energy.trials) and calibration is not None and calibration.source != "rapl"
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:

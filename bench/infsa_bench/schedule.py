@@ -28,11 +28,6 @@ PLANS_A_CASE = 50
 fiftieth of it has been handed out. To do so for each case would be quadratic; with fewer than 100 left it is done.
 """
 
-REPLANNED_FRACTION = 0.02
-"""Share of the cases left that an agenda hands out before it plans those to come once more: planning all of them for
-each would be quadratic. Of 50 and fewer every one is planned with all that are left.
-"""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:

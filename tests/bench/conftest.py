@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import fake_nvml as fake
-import pynvml
 import pytest
+
+if TYPE_CHECKING:
+    import fake_nvml as fake
 
 
 @pytest.fixture(scope="session")
 def fake_nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fake libnvidia-ml.so.1, alone in its folder."""
+    fake = pytest.importorskip("fake_nvml", reason="needs nvidia-ml-py")
     try:
         return fake.build(tmp_path_factory.mktemp("nvml"))
     except fake.NoCompilerError as error:
@@ -22,6 +25,9 @@ def fake_nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def fake_nvml(fake_nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake.FakeNvml]:
     """A fake board on a virtual clock, behind this process's pynvml and initialised."""
+    import fake_nvml as fake
+    import pynvml
+
     control = fake.FakeNvml(tmp_path / "nvml.state")
     monkeypatch.setenv("FAKENVML_STATE", str(control.file))
     with fake.installed(fake_nvml_library):

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pynvml
 import pytest
 import torch
 from torch import Tensor
@@ -21,6 +20,8 @@ from infsa_bench.measure.latency import time_saturated, warm_up
 from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import Measurement
 from infsa_bench.store import load
+
+pynvml = pytest.importorskip("pynvml", reason="needs nvidia-ml-py")
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,17 +11,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 from fake_worker import CALIBRATION, CALIBRATION_LATER, PEAKS, TRACE
-from sample_records import ENVIRONMENT, GPU, SETTINGS, make_failure, make_manifest, make_measurement, make_record
+from sample_records import (
+    ENVIRONMENT,
+    GPU,
+    SETTINGS,
+    make_energy,
+    make_failure,
+    make_manifest,
+    make_measurement,
+    make_record,
+)
 
-from infsa_bench import merging
+from infsa_bench import cli, merging
 from infsa_bench.analyze.run import summarized
-from infsa_bench.commands.merge import describe_merged, whole_command
+from infsa_bench.commands.merge import FLAGS_OF_TABLE1, describe_merged, whole_command
 from infsa_bench.errors import RunLockedError, SchemaError, SpecError
 from infsa_bench.merging import Merged, merge_runs
 from infsa_bench.peaks import FURTHER_PEAKS, MeasuredPeaks
 from infsa_bench.protocol import PROTOCOLS
-from infsa_bench.record import EnergyCalibration, OperationCount, Record
+from infsa_bench.record import EnergyCalibration, EnergySource, OperationCount, Record
 from infsa_bench.report.table import blocks, render_markdown
 from infsa_bench.shard import Part, Shard
 from infsa_bench.store import LOCK, MANIFEST, RECORDS, Manifest, RunWriter, Search, load
@@ -81,7 +91,9 @@ def test_shards_become_the_whole_run(tmp_path: Path) -> None:
     run = load(tmp_path / "results" / "whole")
     assert run.records == RECORDED
     assert run.manifest == replace(make_manifest(WHOLE), command=COMMAND)
-    assert merged == Merged(manifest=run.manifest, recorded=6, repeated=0, missing_shards=())
+    assert merged == Merged(
+        manifest=run.manifest, recorded=6, repeated=0, traces=1, missing_traces=0, missing_shards=()
+    )
     assert trace_path(run.path, WHOLE[0]).read_bytes() == trace_path(paths[0], WHOLE[0]).read_bytes()
     assert [file.name for file in (run.path / TRACES).iterdir()] == [trace_path(run.path, WHOLE[0]).name]
     # It is a run like any other: it can be gone on with.
@@ -107,6 +119,7 @@ def test_what_is_missing_is_known_and_can_be_merged_later(tmp_path: Path) -> Non
     assert merged.recorded == 4
     assert describe_merged(merged, 2, Path("part")) == [
         "2 runs merged: 4 of 6 cases are recorded",
+        "power traces: 1 came along",
         "missing: shard 2/3",
         "2 cases have no record. To measure them here: infsa-bench sweep --out whole --resume",
         "records: part",
@@ -126,7 +139,7 @@ def test_a_shard_that_was_interrupted(tmp_path: Path) -> None:
     paths.append(write(tmp_path / "interrupted", manifest_of(2), RECORDED[2:3]))
     merged = merge(paths, tmp_path / "out")
     assert (merged.recorded, merged.missing_shards) == (5, ())
-    assert describe_merged(merged, 3, Path("out"))[1].startswith("1 cases have no record.")
+    assert describe_merged(merged, 3, Path("out"))[2].startswith("1 cases have no record.")
 
 
 def test_of_superseded_records_only_the_last_one_comes_along(tmp_path: Path) -> None:
@@ -225,6 +238,36 @@ def test_peaks_of_one_device_are_kept_once(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / FURTHER_PEAKS).exists()
 
 
+def test_traces_that_should_be_there_are_counted_as_missing(tmp_path: Path) -> None:
+    """Of energy that was read from a GPU there is one; RAPL has none, and a case that failed neither."""
+
+    def watched(index: int, source: EnergySource) -> Record:
+        energy = make_energy(calibration=replace(CALIBRATION, source=source))
+        return replace(RECORDED[index], outcome=make_measurement(energy=energy))
+
+    records = [
+        watched(0, "nvml_counter"),
+        watched(1, "nvml_power"),
+        watched(2, "nvml_counter"),
+        watched(3, "rapl"),
+        replace(RECORDED[4], outcome=make_failure("oom")),
+        RECORDED[5],
+    ]
+    one = write(tmp_path / "one", manifest_of(0), records[::3])
+    two = write(tmp_path / "two", manifest_of(1), records[1::3])
+    three = write(tmp_path / "three", manifest_of(2), records[2::3])
+    merged = merge([one, two, three], tmp_path / "out")
+    assert (merged.traces, merged.missing_traces) == (1, 2)
+    assert describe_merged(merged, 3, Path("out"))[1] == (
+        "power traces: 1 came along; 2 are missing: energy was measured, but its trace was not in the run"
+    )
+    # Cut off before its first line is as good as not copied.
+    trace_path(one, WHOLE[0]).write_bytes(b"")
+    merged = merge([one, two, three], tmp_path / "again")
+    assert (merged.traces, merged.missing_traces) == (0, 3)
+    assert not (tmp_path / "again" / TRACES).exists()
+
+
 Spoil = Callable[[list[Path], Path], object]
 
 
@@ -259,6 +302,11 @@ def two_results(paths: list[Path], out: Path) -> None:
 def torn(paths: list[Path], out: Path) -> None:
     with (paths[2] / RECORDS).open("ab") as file:
         file.write(b"{")
+
+
+def trace_cut_off(paths: list[Path], out: Path) -> None:
+    file = trace_path(paths[0], WHOLE[0])
+    file.write_bytes(file.read_bytes()[:-5])
 
 
 def one_environment_twice(paths: list[Path], out: Path) -> None:
@@ -307,6 +355,12 @@ REFUSED: dict[str, tuple[Spoil, type[Exception], str]] = {
     "only one": (lambda paths, out: paths.__delitem__(slice(1, None)), SpecError, "joins two runs or more"),
     "no run": (lambda paths, out: paths.append(out.with_name("nothing")), SpecError, "nothing is no run"),
     "torn": (torn, SchemaError, "the last line is torn"),
+    "copied without its records": (
+        lambda paths, out: (paths[1] / RECORDS).unlink(),
+        SchemaError,
+        "shard-1 has no records.jsonl: only a part of the run was copied",
+    ),
+    "a trace that was copied in part": (trace_cut_off, SchemaError, "traces/.*, line 4: torn: no end of line"),
     "what was never planned": (
         lambda paths, out: rewrite(paths[1], manifest_of(1), [make_record(resolution=512)]),
         SpecError,
@@ -421,15 +475,32 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
             "infsa-bench table1 results/shard-0 --measure --shard 0/3 --resume",
             "infsa-bench table1 OUT --measure",
         ),
+        (
+            "infsa-bench table1 results/shards/0 --measure --shard 0/8 --replicates 0",
+            "infsa-bench table1 OUT --measure --replicates 0",
+        ),
+        (
+            "infsa-bench table1 --measure --replicates 0 --against=0 --against 0 --shard 0/8 shards/0 --device 0",
+            "infsa-bench table1 --measure --replicates 0 --against=0 --against 0 OUT --device 0",
+        ),
+        ("infsa-bench table1 --measure --shard 0/8 -- 0", "infsa-bench table1 --measure -- OUT"),
+        ("infsa-bench table1 table1 --measure --shard 0/8", "infsa-bench table1 OUT --measure"),
     ],
 )
-def test_the_command_of_all_shards_follows_from_that_of_one(command: str, whole: str, tmp_path: Path) -> None:
-    found = whole_command(command.split(), tmp_path / "shard-0", Path("OUT"))
-    assert " ".join(found) == whole
+def test_the_command_of_all_shards_follows_from_that_of_one(command: str, whole: str) -> None:
+    assert " ".join(whole_command(command.split(), Path("OUT"))) == whole
+
+
+def test_the_flags_of_table1_are_those_of_its_command_line() -> None:
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    flags = {name for each in commands["table1"].params if getattr(each, "is_flag", False) for name in each.opts}
+    assert flags == set(FLAGS_OF_TABLE1)
 
 
 def test_many_missing_shards_are_not_all_named() -> None:
     parts = tuple(Part(index=index, count=99) for index in range(50))
-    merged = Merged(manifest=make_manifest(WHOLE), recorded=0, repeated=0, missing_shards=parts)
+    merged = Merged(
+        manifest=make_manifest(WHOLE), recorded=0, repeated=0, traces=0, missing_traces=0, missing_shards=parts
+    )
     assert os.linesep.join(describe_merged(merged, 2, Path("x"))).count("/99") == 10
     assert "and 40 more" in describe_merged(merged, 2, Path("x"))[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from infsa_bench.commands import reference_course
 from infsa_bench.commands.reference_course import Course
 from infsa_bench.reference.parts import parts_in
 from infsa_bench.reference.stages import Stage, Step
-from infsa_bench.reference.state import ReferenceRun, load_reference_run
+from infsa_bench.reference.state import ReferenceRun, StepStatus, load_reference_run
 
 
 def step(name: str, *words: str, seconds: float = 60.0, **more: object) -> Step:
@@ -24,7 +25,7 @@ def step(name: str, *words: str, seconds: float = 60.0, **more: object) -> Step:
 def pytest_step(folder: Path, name: str, body: str, **more: object) -> Step:
     """A step that runs a test: of a length, or with a fate, of one's choice."""
     file = folder / f"test_{name.replace('-', '_')}.py"
-    file.write_text(f"import os, pathlib, signal, time\n\ndef test_it():\n    {body}\n")
+    file.write_text(f"import os, pathlib, signal, tarfile, time\n\ndef test_it():\n    {body}\n")
     words = ("-q", "-p", "no:cacheprovider", "--rootdir", str(folder), "-c", "/dev/null", str(file))
     return step(name, *words, program="pytest", **more)
 
@@ -105,6 +106,64 @@ def test_a_step_that_was_under_way_when_all_was_killed_is_started_again(tmp_path
     ran = Ran(folder, stage(step("good"), step("part")))
     assert ran.fates() == {"one/good": "done", "one/part": "done"}
     assert ran.steps["one/good"].starts == 2
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted"])
+def test_what_was_cut_off_comes_last_where_it_begins_anew(tmp_path: Path, status: StepStatus) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    journal = reference_run({f"one/{name}": step_state(status) for name in ("hung", "sweep", "kernels-check")})
+    reference_course.write_reference_run(folder, journal)
+    steps = (step("hung"), step("sweep", run="table1"), step("new"), step("kernels-check"))
+    order = ["one/sweep", "one/new", "one/kernels-check", "one/hung"]
+    assert Ran(folder, stage(*steps)).order == order
+    again = replace(step_state(status), starts=2)
+    reference_course.write_reference_run(folder, reference_run({"one/kernels-check": again}))
+    assert Ran(folder, stage(step("kernels-check"), step("new"))).order == ["one/new", "one/kernels-check"]
+
+
+def test_kernels_whose_check_was_killed_are_not_used_before_it_is_done(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    killed = replace(step_state("running"), starts=2)
+    reference_course.write_reference_run(folder, reference_run({"probe/kernels-check": killed}))
+    check = pytest_step(tmp_path, "kernels-check", "assert 'INFSA_KERNELS' not in os.environ")
+    rest = pytest_step(tmp_path, "rest", "assert os.environ.get('INFSA_KERNELS') == 'torch'")
+    ran = Ran(folder, stage(check, name="probe"), stage(rest))
+    assert ran.order == ["one/rest", "probe/kernels-check"]
+    assert ran.fates() == {"one/rest": "done", "probe/kernels-check": "done"}
+
+
+def test_a_step_that_runs_for_long_is_packed_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever kills everything takes along what came since, not what the step recorded before."""
+    monkeypatch.setattr(reference_course, "PACK_AGAIN_SECONDS", 0.5)
+    out = tmp_path / "run"
+    body = f"""record = pathlib.Path({str(out)!r}) / "table1" / "records.jsonl"
+    record.parent.mkdir(parents=True)
+    record.write_text("1\\n2\\n")
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        for part in (record.parent.parent / "parts").glob("*.0"):
+            if "run/table1/records.jsonl" in tarfile.open(part).getnames():
+                assert tarfile.open(part).extractfile("run/table1/records.jsonl").read() == b"1\\n2\\n"
+                return
+        time.sleep(0.1)
+    assert False, "not packed while it ran"
+"""
+    ran = Ran(out, stage(pytest_step(tmp_path, "long", body)))
+    assert ran.fates() == {"one/long": "done"}, (out / "logs" / "one.long.log").read_text()
+
+
+def test_what_cannot_be_packed_meanwhile_does_not_end_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference_course, "PACK_AGAIN_SECONDS", 0.5)
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "parts").write_text("in the way")
+    body = f"time.sleep(2); os.unlink({str(out / 'parts')!r})"
+    ran = Ran(out, stage(pytest_step(tmp_path, "long", body)))
+    assert ran.fates() == {"one/long": "done"}
+    assert any(line.startswith("not packed: ") for line in ran.lines)
+    assert parts_in(out / "parts")
 
 
 def test_a_deadline_ends_a_step_and_starts_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,14 @@ def test_the_steps_of_a_ladder_leave_nothing_out() -> None:
         assert set(cells) == expected
 
 
+def test_the_fast_implementations_come_before_the_published_ones() -> None:
+    for stage in all_stages("OUT", "cuda:0").values():
+        order = [step.words[step.words.index("--impl") + 1] for step in stage.steps if "--impl" in step.words]
+        assert order[:1] != ["reference"] or "fast" not in order, stage.name
+        if stage.name == "maxres-40gib":
+            assert order == ["fast", "reference"]
+
+
 def test_every_mechanism_is_measured_the_proposed_one_first() -> None:
     for text in (ALL, f"{LINEAR},{QUADRATIC}"):
         names = text.split(",")
@@ -133,7 +141,8 @@ def test_a_dry_run_prints_what_one_could_type(run: CommandLine) -> None:
     assert result.code == 0
     assert lines[:2] == ["# probe/doctor: at most 1 min 00 s", "infsa-bench doctor --device cuda:0"]
     assert lines[3] == "infsa-bench instruments --device cuda:0 --out OUT/instruments.json"
-    assert [line for line in lines if line.startswith("# probe/")][-2].startswith("# probe/gpu-tests")
+    last = [line.partition(":")[0] for line in lines if line.startswith("# probe/")][-3:]
+    assert last == ["# probe/gpu-tests", "# probe/selfcheck", "# probe/peaks"]
     assert any(shlex.split(line)[:2] == ["infsa-bench", "sweep"] for line in lines)
     assert list(run.folder.iterdir()) == []
 

@@ -15,6 +15,9 @@ from infsa_bench.store import load_manifest
 OF_ONE_SHARD = ("--shard", "--out", "--resume")
 """Options that say which shard a run is and where it lies, not what is measured."""
 
+FLAGS_OF_TABLE1 = ("--ablation", "--dry-run", "--measure", "--per-accelerator", "--resume")
+"""Its options that no value follows."""
+
 
 def merge(paths: Sequence[Path], out: Path, console: Console) -> None:
     """Join the runs in ``paths`` into ``out``; say what came of it, and how to go on where something is missing.
@@ -22,7 +25,7 @@ def merge(paths: Sequence[Path], out: Path, console: Console) -> None:
     Raises:
         SpecError, SchemaError, RunLockedError: as :func:`~infsa_bench.merging.merge_runs`.
     """
-    command = whole_command(load_manifest(paths[0]).command, paths[0], out)
+    command = whole_command(load_manifest(paths[0]).command, out)
     try:
         merged = merge_runs(paths, out, command)
     except OSError as error:
@@ -31,8 +34,8 @@ def merge(paths: Sequence[Path], out: Path, console: Console) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def whole_command(command: Sequence[str], shard: Path, out: Path) -> tuple[str, ...]:
-    """Return the command that would have measured all shards in one run in ``out``, from that of one in ``shard``."""
+def whole_command(command: Sequence[str], out: Path) -> tuple[str, ...]:
+    """Return the command that would have measured all shards in one run in ``out``, from that of one of them."""
     kept: list[str] = []
     words = iter(command)
     for word in words:
@@ -42,9 +45,21 @@ def whole_command(command: Sequence[str], shard: Path, out: Path) -> tuple[str, 
         elif name != "--resume" and not equals:
             next(words, None)
     if "table1" in kept[1:2]:
-        # There the folder is an argument.
-        return tuple(str(out) if Path(word).name == shard.resolve().name else word for word in kept)
+        place = _place_of_run(kept)
+        return (*kept[:place], str(out), *kept[place + 1 :])
     return (*kept, "--out", str(out))
+
+
+def _place_of_run(words: Sequence[str]) -> int:
+    """Return where in a command of ``table1`` its run stands, which is an argument by itself."""
+    is_value = False
+    for place, word in enumerate(words[2:], start=2):
+        if word == "--" and not is_value:
+            return place + 1
+        if not is_value and not word.startswith("-"):
+            return place
+        is_value = not is_value and "=" not in word and word not in FLAGS_OF_TABLE1
+    return len(words)
 
 
 def describe_merged(merged: Merged, runs: int, out: Path) -> list[str]:
@@ -55,6 +70,10 @@ def describe_merged(merged: Merged, runs: int, out: Path) -> list[str]:
     line += f", in {environments} environments, which no row of a table mixes" if environments > 1 else ""
     line += f"; {merged.repeated} records were in several runs, and the same" if merged.repeated else ""
     lines = [line]
+    if merged.traces or merged.missing_traces:
+        line = f"power traces: {merged.traces} came along"
+        missing = f"; {merged.missing_traces} are missing: energy was measured, but its trace was not in the run"
+        lines.append(line + (missing if merged.missing_traces else ""))
     if merged.missing_shards:
         lines.append(f"missing: shard{'' if len(merged.missing_shards) == 1 else 's'} {_listed(merged.missing_shards)}")
     if merged.recorded < planned:

@@ -29,7 +29,7 @@ LEAST_STEP_SECONDS = 20.0
 """Less is not worth starting a step for: it would spend it on starting."""
 
 PACK_AGAIN_SECONDS = 60.0
-"""Whoever kills the machine should not take more than this along, and what runs then."""
+"""Whoever kills the machine should not take more than this along; a step may run for many times as long."""
 
 LOGS = "logs"
 
@@ -65,20 +65,24 @@ class Course:
                 if seconds < min(LEAST_STEP_SECONDS, step.seconds):
                     continue
                 left_seconds[stage.name] -= self._run_step(stage, step, seconds)
-                if time.monotonic() - self.packed_at > PACK_AGAIN_SECONDS:
-                    self._pack()
+                self._pack_if_due()
         finally:
             self._pack()
 
     def _todo(self, stages: Sequence[Stage]) -> list[tuple[Stage, Step]]:
-        """Return what is not done: what failed before, or was killed, comes last, lest it takes the time of others."""
+        """Return what is not done; what has had its turn comes last, lest it takes the time of others again."""
         found = [(stage, step) for stage, step in in_order(stages) if not self._is_over(stage, step)]
+        return sorted(found, key=lambda pair: self._has_had_its_turn(*pair))
 
-        def has_failed(pair: tuple[Stage, Step]) -> bool:
-            state = self.journal.steps.get(pair[0].key_of(pair[1]))
-            return state is not None and state.status == "failed"
-
-        return sorted(found, key=has_failed)
+    def _has_had_its_turn(self, stage: Stage, step: Step) -> bool:
+        """Tell whether a step failed before, or was cut off and would begin anew: a sweep goes on where it was."""
+        state = self.journal.steps.get(stage.key_of(step))
+        if state is None:
+            return False
+        if state.status == "failed" or step.run is not None:
+            return state.status == "failed"
+        # All others depend on the check of the kernels: once may be bad luck.
+        return step.name != KERNELS_CHECK or state.starts > 1
 
     def _is_over(self, stage: Stage, step: Step) -> bool:
         state = self.journal.steps.get(stage.key_of(step))
@@ -98,20 +102,23 @@ class Course:
         self._note(stage, step, "running", command=shown)
         self._say(stage, step, f"at most {format_duration(seconds)}")
         log = self.out / LOGS / f"{stage.name}.{step.name}.log"
-        ended = run_step(command, self._environment_of(stage), log, seconds, lambda: bool(self.stops))
+        ended = run_step(
+            command, self._environment_of(stage, step), log, seconds, lambda: bool(self.stops), self._pack_if_due
+        )
         status, reason = _judge(step, ended, is_stopped=bool(self.stops))
         self._note(stage, step, status, reason=reason, exit_code=ended.exit_code, seconds=ended.seconds)
         self._say(stage, step, f"{status} after {format_duration(ended.seconds)}{f': {reason}' if reason else ''}")
         return ended.seconds
 
-    def _environment_of(self, stage: Stage) -> dict[str, str]:
-        """Return the environment of a stage's steps; without hand-written kernels where these did not stand the test.
+    def _environment_of(self, stage: Stage, step: Step) -> dict[str, str]:
+        """Return the environment of a step; without hand-written kernels where these did not stand the test.
 
         Every record says which kernels ran.
         """
         environment = _environment_of_steps()
         checked = self.journal.steps.get(f"{PROBE}/{KERNELS_CHECK}")
-        if checked is not None and checked.status not in ("done", "not_run", "running") and stage.name != KERNELS_STAGE:
+        is_about_them = stage.name == KERNELS_STAGE or step.name == KERNELS_CHECK
+        if checked is not None and checked.status not in ("done", "not_run") and not is_about_them:
             environment[KERNELS_VARIABLE] = "torch"
         return environment
 
@@ -142,6 +149,16 @@ class Course:
         )
         self.journal = self.journal.with_step(key, state, now)
         write_reference_run(self.out, self.journal)
+
+    def _pack_if_due(self) -> None:
+        """Pack again where that is some time ago. What cannot be packed just now does not end what is measured."""
+        if time.monotonic() - self.packed_at <= PACK_AGAIN_SECONDS:
+            return
+        try:
+            self._pack()
+        except OSError as error:
+            self.packed_at = time.monotonic()
+            self.console.print(f"not packed: {error}", markup=False, highlight=False, soft_wrap=True)
 
     def _pack(self) -> None:
         packed = pack(self.out, self.parts)

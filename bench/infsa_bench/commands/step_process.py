@@ -39,8 +39,11 @@ def run_step(
     log: Path,
     seconds: float,
     is_stopped: Callable[[], bool] = bool,
+    meanwhile: Callable[[], object] = bool,
 ) -> StepEnd:
     """Run a command for so many seconds at most, or until ``is_stopped``; what it prints is added to ``log``.
+
+    ``meanwhile`` is called again and again as long as it runs; what that takes, the step may take longer.
 
     Raises:
         OSError: it cannot be run, or the log not be written.
@@ -67,6 +70,7 @@ def run_step(
                     interrupted = True
                     _end(process)
                     break
+                meanwhile()
                 time.sleep(POLL_SECONDS)
         finally:
             with contextlib.suppress(ProcessLookupError):

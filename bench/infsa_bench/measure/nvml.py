@@ -12,7 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-import pynvml
+try:
+    import pynvml
+except ImportError:
+    # Like the library: without it a GPU works, and less is known of it.
+    pynvml = None
 
 from infsa_bench.errors import MeterUnavailableError
 from infsa_bench.machine import GpuFacts, GpuState
@@ -221,8 +225,11 @@ def open_nvml() -> None:
     the handles of others in this process; the driver cleans up when a process ends, however it ends.
 
     Raises:
-        MeterUnavailableError: there is no NVIDIA driver, or it does not answer (``nvml_unavailable``).
+        MeterUnavailableError: there is no NVIDIA driver, or it does not answer, or the package that asks it is missing
+            (``nvml_unavailable``).
     """
+    if pynvml is None:
+        raise MeterUnavailableError("nvml_unavailable", "NVML cannot be asked: there is no package nvidia-ml-py")
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
@@ -243,7 +250,7 @@ def visible_gpus() -> list[GpuFacts]:
 
 def loaded_library() -> str | None:
     """Return the file that NVML was loaded from, as far as the system tells it."""
-    if pynvml.nvmlLib is None:
+    if pynvml is None or pynvml.nvmlLib is None:
         return None
     # By address: another library of the same name may be loaded as well.
     address = ctypes.cast(pynvml.nvmlLib.nvmlShutdown, ctypes.c_void_p).value or 0

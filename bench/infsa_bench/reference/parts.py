@@ -14,6 +14,7 @@ import re
 import shutil
 import tarfile
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,12 @@ PART_BYTES = 16 * 10**6
 MAX_UNPACKED_BYTES = 4 * 2**30
 LEFT_BEHIND = ("report", "parts")
 """Folders of a run that are not packed: reports are rendered again from what is."""
+
+LINES = ".jsonl"
+"""Suffix of files that grow by a line at a time, each written at once."""
+
+LINE_SECONDS = 0.05
+"""More than the writing of a line takes."""
 
 ROOM_SHARE = 0.98
 """Share of all parts that files may fill, each compressed by itself; the rest is for headers."""
@@ -60,14 +67,18 @@ def pack(folder: Path, into: Path, *, part_bytes: int = PART_BYTES, max_parts: i
             tarfile.open(fileobj=compressed, mode="w|") as archive,
         ):
             for file in _files(folder):
-                content = file.read_bytes()
+                try:
+                    content, modified = _content(file), int(file.stat().st_mtime)
+                except FileNotFoundError:
+                    # A sweep that runs meanwhile may take a file back.
+                    continue
                 size = len(zlib.compress(content, 6)) + 1024
                 if size > room_bytes:
                     left_out.append(file.relative_to(folder).as_posix())
                     continue
                 room_bytes -= size
                 entry = tarfile.TarInfo(f"{name}/{file.relative_to(folder).as_posix()}")
-                entry.size, entry.mode, entry.mtime = len(content), 0o644, int(file.stat().st_mtime)
+                entry.size, entry.mode, entry.mtime = len(content), 0o644, modified
                 archive.addfile(entry, io.BytesIO(content))
         parts = _cut(whole, into, name, part_bytes)
     for file in earlier:
@@ -128,7 +139,10 @@ def unpack(folder: Path, out: Path) -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield what is to be packed: the state first, traces last, no locks and drafts."""
+    """Yield what is to be packed: the state first, traces last, no locks and drafts.
+
+    A sweep may be writing meanwhile: its records come before its manifest, which then knows all that they refer to.
+    """
     found = [
         file
         for file in folder.rglob("*")
@@ -138,7 +152,16 @@ def _files(folder: Path) -> Iterator[Path]:
         and not file.name.endswith(".new")
         and not set(file.relative_to(folder).parts[:-1]).intersection(LEFT_BEHIND)
     ]
-    yield from sorted(found, key=lambda file: (file.name != STATE, TRACES in file.parts, file))
+    yield from sorted(found, key=lambda file: (file.name != STATE, TRACES in file.parts, file.suffix != LINES, file))
+
+
+def _content(file: Path) -> bytes:
+    """Return what is in a file, a last line that is just being written with all of it."""
+    content = file.read_bytes()
+    if file.suffix != LINES or not content or content.endswith(b"\n"):
+        return content
+    time.sleep(LINE_SECONDS)
+    return file.read_bytes()
 
 
 def _cut(whole: IO[bytes], into: Path, name: str, part_bytes: int) -> tuple[Path, ...]:

@@ -78,11 +78,14 @@ def main(words: list[str] | None = None) -> int:
     if options.check:
         return 0 if check(jobs(device), device, print) else 1
     gpu = torch.cuda.get_device_name(device)
-    choices = tune(jobs(device), device, milliseconds, print)
-    for path in (user_choices(), options.copy_to):
-        if path is not None:
+    paths = [path for path in (user_choices(), options.copy_to) if path is not None]
+
+    def keep(choices: Mapping[str, Tile]) -> None:
+        for path in paths:
             write_choices(path, gpu, choices)
-            print(f"{len(choices)} choices for {gpu} in {path}")
+
+    choices = tune(jobs(device), device, milliseconds, print, keep)
+    print(f"{len(choices)} choices for {gpu} in {' and '.join(map(str, paths))}")
     return 0
 
 
@@ -91,13 +94,22 @@ def tune(
     device: torch.device,
     milliseconds: Callable[[Callable[[], Results]], float],
     say: Callable[[str], None],
+    keep: Callable[[Mapping[str, Tile]], None] = lambda _: None,
 ) -> dict[str, Tile]:
-    """Return the fastest tile of every job that computes what PyTorch does; none of a job where none does."""
+    """Return the fastest tile of every job that computes what PyTorch does; none of a job where none does.
+
+    What was chosen so far goes to ``keep`` after every job. After an error that leaves the device unusable no job is
+    begun any more.
+    """
     chosen: dict[str, Tile] = {}
     for job in jobs:
-        expected = job.expected()
         default = tile_of(job.kernel, job.head_dim, device)
         fastest = float("inf")
+        try:
+            expected = job.expected()
+        except RuntimeError as error:
+            say(f"{job.name}: PyTorch's kernels do not run: {_first_line(error)}")
+            break
         for tile in dict.fromkeys((default, *job.candidates)):
             try:
                 with trying(job.name, tile):
@@ -107,12 +119,18 @@ def tune(
                         continue
                     time = milliseconds(job.run)
             except Exception as error:  # noqa: BLE001 - a tile that no compiler takes ends in many kinds of errors
-                say(f"{job.name}: {tile} does not run: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+                say(f"{job.name}: {tile} does not run: {_first_line(error)}")
                 continue
             say(f"{job.name}: {tile} takes {time:.4f} ms")
             if time < fastest:
                 fastest, chosen[job.name] = time, tile
+        keep(chosen)
     return chosen
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 def check(jobs: Iterator[Job], device: torch.device, say: Callable[[str], None]) -> bool:
@@ -123,7 +141,7 @@ def check(jobs: Iterator[Job], device: torch.device, say: Callable[[str], None])
         try:
             largest = _largest_error(job.run(), job.expected())
         except Exception as error:  # noqa: BLE001 - as above
-            say(f"{job.name}: {tile} does not run: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+            say(f"{job.name}: {tile} does not run: {_first_line(error)}")
             wrong += 1
             continue
         if not largest <= TOLERANCE:
@@ -154,24 +172,28 @@ def _tiles(**axes: tuple[int, ...]) -> tuple[Tile, ...]:
 
 
 CANDIDATES: Mapping[str, tuple[Tile, ...]] = {
-    "query_sums": (
-        *_tiles(rows=(64, 128), columns=(128,), inner=(64,), warps=(4, 8), stages=(3, 4)),
-        *_tiles(rows=(128,), columns=(256,), inner=(64,), warps=(8,), stages=(3, 4)),
-    ),
-    "scores": _tiles(rows=(16, 32, 64, 128), inner=(64, 128), warps=(4,), stages=(3, 4)),
-    "token_sums": _tiles(rows=(32, 64, 128), columns=(64, 128), warps=(4, 8), stages=(3,)),
-    "score_gradients": _tiles(rows=(32, 64, 128), inner=(64, 128), warps=(4,), stages=(3,)),
-    "query_gradients": _tiles(rows=(16, 32, 64), columns=(128, 256), warps=(4, 8), stages=(1,)),
-    "relu_attention": _tiles(rows=(64, 128), columns=(32, 64, 128), warps=(4, 8), stages=(2, 3)),
-    "relu_attention_key_gradients": _tiles(rows=(32, 64), columns=(64, 128), warps=(4, 8), stages=(2,)),
-    "relu_attention_query_gradients": _tiles(rows=(64, 128), columns=(32, 64), warps=(4, 8), stages=(2,)),
     "linear_gelu": (
         VENDOR,
-        *_tiles(rows=(128,), columns=(128, 256), inner=(64,), warps=(4, 8), stages=(3, 4)),
-        *_tiles(rows=(64, 256), columns=(128,), inner=(64,), warps=(8,), stages=(3, 4)),
+        *_tiles(rows=(128,), columns=(128, 256), inner=(64,), warps=(8,), stages=(3, 4)),
+        Tile(rows=256, columns=128, inner=64, warps=8, stages=3),
     ),
-    "embed_patches": _tiles(rows=(64, 128), columns=(128, 256), inner=(32, 64), warps=(8,), stages=(3,)),
+    "query_sums": (
+        *_tiles(rows=(128,), columns=(128, 256), inner=(64,), warps=(8,), stages=(3, 4)),
+        Tile(rows=64, columns=128, inner=64, warps=4, stages=4),
+    ),
+    "relu_attention": (
+        *_tiles(rows=(64, 128), columns=(64, 128), warps=(4, 8), stages=(3,)),
+        Tile(rows=128, columns=64, warps=8, stages=2),
+    ),
+    "scores": _tiles(rows=(32, 64), inner=(64, 128), warps=(4,), stages=(3,)),
+    "token_sums": _tiles(rows=(64, 128), columns=(64, 128), warps=(4,), stages=(3,)),
+    "embed_patches": _tiles(rows=(64, 128), columns=(128, 256), inner=(64,), warps=(8,), stages=(3,)),
+    "relu_attention_key_gradients": _tiles(rows=(32, 64), columns=(64,), warps=(4, 8), stages=(2,)),
+    "relu_attention_query_gradients": _tiles(rows=(64, 128), columns=(64,), warps=(4, 8), stages=(2,)),
+    "score_gradients": _tiles(rows=(32, 64), inner=(128,), warps=(4,), stages=(3,)),
+    "query_gradients": _tiles(rows=(16, 32), columns=(128,), warps=(4, 8), stages=(1,)),
 }
+"""By kernel, beside its default."""
 
 
 def jobs(
@@ -182,7 +204,10 @@ def jobs(
     heads: tuple[int, ...] = HEADS,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Iterator[Job]:
-    """Yield a job for every kernel whose tile is chosen, at every number of heads, for ``grid`` x ``grid`` patches."""
+    """Yield a job for every kernel whose tile is chosen, at every number of heads, for ``grid`` x ``grid`` patches.
+
+    Those of the host, which every mechanism has, come first.
+    """
     torch.manual_seed(0)
     tokens = grid * grid + 1
 
@@ -193,9 +218,6 @@ def jobs(
         return (torch.randn(rows, columns, device=device) / columns**0.5).to(dtype)
 
     x = normal(1, tokens, width)
-    for num_heads in heads:
-        yield from _linear_infsa_jobs(x, matrix, normal, num_heads)
-        yield from _pure_infsa_jobs([normal(1, tokens, width) for _ in range(4)], num_heads)
     hidden, bias = matrix(MLP_RATIO * width, width), normal(MLP_RATIO * width)
     yield Job(
         kernel="linear_gelu",
@@ -219,6 +241,9 @@ def jobs(
         run=lambda: (embed_patches(images, weight, bias[:width], class_token, positions),),
         expected=embedded,
     )
+    for num_heads in heads:
+        yield from _linear_infsa_jobs(x, matrix, normal, num_heads)
+        yield from _pure_infsa_jobs([normal(1, tokens, width) for _ in range(4)], num_heads)
 
 
 def _linear_infsa_jobs(
