@@ -15,6 +15,7 @@ import pytest
 
 from infsa_bench.cli import main
 from infsa_bench.execute.launcher import Launcher
+from infsa_bench.execute.process import Abandonment
 from infsa_bench.reference.parts import pack
 from infsa_bench.reference.state import ReferenceRun, write_reference_run
 from infsa_bench.store import load_manifest
@@ -46,11 +47,11 @@ def reference_run() -> ReferenceRun:
 SWEEPS = [line for line in commands("infsa-bench") if line.startswith("infsa-bench sweep")]
 
 
-def fake_launcher(device: str) -> Launcher:
+def fake_launcher(device: str, *, abandonment: Abandonment | None = None) -> Launcher:
     def command(device: str, message_fd: int, parent_pid: int) -> list[str]:
         return [sys.executable, str(FAKE_WORKER), device, str(message_fd), str(parent_pid)]
 
-    return Launcher(device, command)
+    return Launcher(device, command, abandonment)
 
 
 # Commands for a cluster are tried on one in bench/test_ray_engine.py.

@@ -16,6 +16,7 @@ import fake_worker
 
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.execute.messages import Finished, ProbeCommand, RunCommand
+from infsa_bench.execute.process import Abandonment
 from infsa_bench.record import Failure
 
 
@@ -53,7 +54,10 @@ if __name__ == "__main__":
         MECHANISMS.pop(os.environ.get("FAKE_UNKNOWN", ""), None)  # type: ignore[attr-defined]
         from infsa_bench.cli import main
 
-        infsa_bench.commands.sweep.Launcher = lambda device: Launcher(device, command)  # type: ignore[assignment, misc]
+        def start_launcher(device: str, *, abandonment: Abandonment | None = None) -> Launcher:
+            return Launcher(device, command, abandonment)
+
+        infsa_bench.commands.sweep.Launcher = start_launcher  # type: ignore[assignment, misc]
         # Nobody looks at the reports of these, and drawing takes longer than all the rest.
         infsa_bench.commands.sweep.report_run = lambda path, console: ()
         main()

@@ -14,7 +14,7 @@ are no longer there, ``model=DEVICE:NAME`` is the name of one; ``cores`` tells h
 threads it really has; ``fits=N`` runs out of memory above a resolution of N,
 ``hole=N`` at N, ``at=N:BEHAVE`` behaves so there,
 ``peakless`` cannot measure its peaks, ``dead-peaks`` ends over them; ``leaky`` cannot limit its memory; ``slow`` takes
-a moment to start, ``mortal=FILE`` is killed over its limit.
+a moment to start, ``asleep=FILE`` writes its process there and never does, ``mortal=FILE`` is killed over its limit.
 """
 
 from __future__ import annotations
@@ -209,6 +209,11 @@ def main() -> None:
     has_meter = "meter" in traits
     if "slow" in traits:
         time.sleep(0.7)
+    for trait in traits:
+        if trait.startswith("asleep="):
+            with Path(trait.removeprefix("asleep=")).open("a") as handle:
+                handle.write(f"{os.getpid()}\n")
+            time.sleep(3600)
     if "refused" in traits or is_lost(device, traits):
         send(Refused(message=f"device {device!r} cannot be used: by design"))
         return

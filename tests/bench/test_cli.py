@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from test_launcher import fake_command_of
 from infsa_bench.cli import main
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.execute.local_engine import LocalEngine
+from infsa_bench.execute.station import StartLauncher
 from infsa_bench.record import SCHEMA_VERSION, Measurement, Record, TracePoint
 from infsa_bench.schedule import Plan
 from infsa_bench.store import MANIFEST, RECORDS, RunWriter, load, load_manifest
@@ -290,8 +291,8 @@ def run_with_meter(run: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Command
     return run
 
 
-def fake_launcher(*traits: str) -> Callable[[str], Launcher]:
-    return lambda device: Launcher(device, fake_command_of(*traits))
+def fake_launcher(*traits: str) -> StartLauncher:
+    return lambda device, abandonment=None: Launcher(device, fake_command_of(*traits), abandonment)
 
 
 def planned(result: Result) -> list[str]:
@@ -374,8 +375,8 @@ def test_words_reach_the_plan(
         assert getattr(plan, name) == changes.get(name, value)
 
 
-def fault_launcher(*traits: str) -> Callable[[str], Launcher]:
-    return lambda device: Launcher(device, fake_command_of(*traits))
+def fault_launcher(*traits: str) -> StartLauncher:
+    return lambda device, abandonment=None: Launcher(device, fake_command_of(*traits), abandonment)
 
 
 def test_every_fault_leaves_a_whole_sweep_and_a_summary(run_fake: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

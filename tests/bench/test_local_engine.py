@@ -31,6 +31,7 @@ from infsa_bench.execute.engines import Task
 from infsa_bench.execute.launcher import Launcher, Patience
 from infsa_bench.execute.local_engine import LocalEngine
 from infsa_bench.execute.messages import RunCommand
+from infsa_bench.execute.process import Abandonment
 from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import Failure, Measurement, Record
 from infsa_bench.spec import Case
@@ -263,8 +264,9 @@ def test_a_device_that_cannot_be_used_is_told_and_nothing_is_left_running() -> N
     pids: list[int] = []
 
     class Telling(Launcher):
-        def __init__(self, device: str) -> None:
-            super().__init__(device, fake_command_of("lost=/nowhere" if device == "cuda:0" else "refused"))
+        def __init__(self, device: str, *, abandonment: Abandonment | None = None) -> None:
+            command = fake_command_of("lost=/nowhere" if device == "cuda:0" else "refused")
+            super().__init__(device, command, abandonment)
             pids.append(self._worker._process.pid)  # type: ignore[union-attr]
 
     with pytest.raises(SpecError, match="device 'cuda:1' cannot be used"):
@@ -322,6 +324,20 @@ def test_an_interrupt_ends_all_workers(tmp_path: Path) -> None:
     for pid in pids:
         wait_until_gone(pid)
     assert time.monotonic() - started < 20.0
+
+
+def test_an_interrupt_ends_workers_that_are_still_starting(tmp_path: Path) -> None:
+    """They would be waited for, minutes where a GPU is slow to answer."""
+    pids = tmp_path / "pids"
+    started = time.monotonic()
+    threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        LocalEngine(TWO, fake_launcher(f"asleep={pids}"))
+    assert time.monotonic() - started < 20.0
+    found = [int(pid) for pid in pids.read_text().split()]
+    assert len(found) == 2
+    for pid in found:
+        wait_until_gone(pid)
 
 
 @pytest.mark.skipif(len(own_cores()) < 2, reason="needs two cores")

@@ -14,7 +14,7 @@ import sys
 import time
 import types
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from infsa_bench.execute.device_lock import DeviceLock
 from infsa_bench.execute.launcher import CaseRun, Launcher, Patience
 from infsa_bench.execute.local_engine import LocalEngine
 from infsa_bench.execute.messages import RunCommand
+from infsa_bench.execute.station import StartLauncher
 from infsa_bench.peaks import PEAKS
 from infsa_bench.protocol import PROTOCOLS, Protocol
 from infsa_bench.record import EnergyCalibration, Failure, Measurement, Record, TracePoint
@@ -45,8 +46,8 @@ from infsa_models.registry import MECHANISMS
 COMMAND = [sys.executable, "-m", "infsa_bench"]
 
 
-def fake_launcher(*traits: str) -> Callable[[str], Launcher]:
-    return lambda device: Launcher(device, fake_command_of(*traits))
+def fake_launcher(*traits: str) -> StartLauncher:
+    return lambda device, abandonment=None: Launcher(device, fake_command_of(*traits), abandonment)
 
 
 class Listener:
@@ -683,7 +684,7 @@ def waited_for(folder: Path, rate: float, case_timeout_seconds: float | None) ->
 
     plan = make_plan([sample_records.make_case()], case_timeout_seconds=case_timeout_seconds)
     manifest = sample_records.make_manifest()
-    engine = LocalEngine(["cpu"], lambda device: Listening(device, fake_command_of()))
+    engine = LocalEngine(["cpu"], lambda device, abandonment=None: Listening(device, fake_command_of(), abandonment))
     with engine, RunWriter(folder / "run", manifest) as writer:
         run_plan(plan, engine, writer, Predictor({"fp32": rate}), Listener())
     (patience,) = seen

@@ -71,17 +71,21 @@ class Launcher:
     What the first worker found out about the energy counter is handed to its successors, and so is a memory limit.
     """
 
-    def __init__(self, device: str, command: WorkerCommand = worker_command) -> None:
-        """Start the first worker; raises as :class:`Worker` does."""
+    def __init__(
+        self, device: str, command: WorkerCommand = worker_command, abandonment: Abandonment | None = None
+    ) -> None:
+        """Start the first worker; raises as :class:`Worker` does.
+
+        ``abandonment`` is what ends every wait for a worker, from the first one on, if the caller has one; the
+        launcher has its own otherwise.
+        """
         self._device = device
         self._command = command
         self._memory_limit_bytes: int | None = None
-        self._abandonment = Abandonment()
-        try:
+        with contextlib.ExitStack() as opened:
+            self._abandonment = abandonment or opened.enter_context(contextlib.closing(Abandonment()))
             self._worker: Worker | None = start_worker(device, command, abandonment=self._abandonment)
-        except BaseException:
-            self._abandonment.close()
-            raise
+            self._opened = opened.pop_all()
         self._has_run = False
         self._calibration: EnergyCalibration | None = None
         self.hello = self._worker.hello
@@ -209,13 +213,6 @@ class Launcher:
             assert isinstance(outcome, Failure)
             attempts.append(Attempt(stage=outcome.stage, message=outcome.message))
 
-    def abandon(self) -> None:
-        """Have whoever waits for the worker in another thread, or will, wait no longer: WorkerAbandonedError is raised.
-
-        The worker itself is left to :meth:`close`.
-        """
-        self._abandonment.declare()
-
     def close(self) -> None:
         """End the worker.
 
@@ -235,7 +232,7 @@ class Launcher:
         try:
             self.close()
         finally:
-            self._abandonment.close()
+            self._opened.close()
 
     def _ready_worker(self) -> Worker:
         if self._worker is None:

@@ -19,6 +19,7 @@ from infsa_bench.execute.cores import divided_cores, own_cores
 from infsa_bench.execute.engines import Ended, Task
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.execute.messages import Hello
+from infsa_bench.execute.process import Abandonment
 from infsa_bench.execute.station import StartLauncher, Station
 from infsa_bench.machine import differing_facts
 from infsa_bench.peaks import MeasuredPeaks
@@ -160,6 +161,8 @@ class _Place:
     def __init__(self, device: str, cores: frozenset[int] | None) -> None:
         self.name = device
         self.is_lost = False
+        # Declared while the first worker starts in our thread, it ends that, too.
+        self._abandonment = Abandonment()
         self._exits = contextlib.ExitStack()
         self._closing: Future[None] | None = None
         # Workers inherit the cores of the thread that starts them and have as many threads; they die when it ends.
@@ -173,7 +176,8 @@ class _Place:
 
     def open(self, start_launcher: StartLauncher, allow_shared: bool) -> None:
         """Make the device ready; raises as :class:`Station`."""
-        self.station = self._exits.enter_context(Station(self.name, start_launcher, allow_shared=allow_shared))
+        station = Station(self.name, start_launcher, allow_shared=allow_shared, abandonment=self._abandonment)
+        self.station = self._exits.enter_context(station)
         # "auto" and "cuda" are names of no device.
         self.name = self.launcher.hello.environment.device
 
@@ -190,8 +194,7 @@ class _Place:
     def begin_closing(self) -> None:
         """Give up what the worker is doing and have it ended."""
         if self._closing is None:
-            if hasattr(self, "station"):
-                self.launcher.abandon()
+            self._abandonment.declare()
             self._closing = self.call(self._exits.close)
 
     def __enter__(self) -> Self:
@@ -202,6 +205,7 @@ class _Place:
     ) -> None:
         self.begin_closing()
         self._thread.shutdown()
+        self._abandonment.close()
         assert self._closing is not None
         self._closing.result()
 

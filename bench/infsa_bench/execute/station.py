@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from types import TracebackType
+from typing import Protocol as Interface
 from typing import Self
 
 from infsa_bench.errors import SweepStoppedError
 from infsa_bench.execute.device_lock import DeviceLock
 from infsa_bench.execute.engines import Ended, Task
 from infsa_bench.execute.launcher import CaseRun, Launcher
+from infsa_bench.execute.process import Abandonment
 
-StartLauncher = Callable[[str], Launcher]
+
+class StartLauncher(Interface):
+    """Makes the launcher of a device, as the class does."""
+
+    def __call__(self, device: str, *, abandonment: Abandonment | None = None) -> Launcher: ...  # noqa: D102
 
 
 class Station:
@@ -24,11 +29,18 @@ class Station:
         lock: of the device.
     """
 
-    def __init__(self, device: str, start_launcher: StartLauncher, *, allow_shared: bool) -> None:
-        """Start the first worker and take the lock; raises as both do."""
+    def __init__(
+        self,
+        device: str,
+        start_launcher: StartLauncher,
+        *,
+        allow_shared: bool,
+        abandonment: Abandonment | None = None,
+    ) -> None:
+        """Start the first worker and take the lock; raises as both do. ``abandonment`` is the launcher's."""
         self._replicate: int | None = None
         with contextlib.ExitStack() as opened:
-            self.launcher = opened.enter_context(start_launcher(device))
+            self.launcher = opened.enter_context(start_launcher(device, abandonment=abandonment))
             self.lock = opened.enter_context(DeviceLock(self.launcher.hello.environment, allow_shared=allow_shared))
             self._opened = opened.pop_all()
 
