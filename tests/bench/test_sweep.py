@@ -55,9 +55,11 @@ class Listener:
 
     def __init__(self) -> None:
         self.cells: list[str] = []
+        self.begun: list[Case] = []
 
     def started(self, case: Case, seconds: float, remaining_seconds: float) -> None:
         assert 0 <= seconds <= remaining_seconds
+        self.begun.append(case)
 
     def finished(self, record: Record) -> None:
         self.cells.append(record.case.id)
@@ -87,6 +89,7 @@ def run_with_fake_worker(
     rate: float = 1e15,
     traits: tuple[str, ...] = (),
     devices: Sequence[str] = ("cpu",),
+    listener: Listener | None = None,
 ) -> tuple[Record, ...]:
     settings = Settings(device="cpu", protocol=plan.protocol, seed=0, time_budget_seconds=None, energy="auto")
     manifest = Manifest(
@@ -98,7 +101,7 @@ def run_with_fake_worker(
     )
     if is_run(folder):
         manifest = dataclasses.replace(load_manifest(folder), plan=manifest.plan)
-    listener = Listener()
+    listener = listener or Listener()
     with LocalEngine(devices, fake_launcher(*traits)) as engine, RunWriter(folder, manifest) as writer:
         todo = {case.id for case in plan.todo(writer.recorded)}
         run_plan(plan, engine, writer, Predictor({"fp32": rate}), listener)
