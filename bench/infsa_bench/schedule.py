@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from infsa_bench.analyze.dominance import Dominance
@@ -23,9 +25,12 @@ FIRST_SHARE_SECONDS = 3.0
 the largest cell more or less are worth less than an interval for each of the small ones.
 """
 
-PLANS_A_CASE = 50
-"""How often, about, an agenda plans a case before it hands it out: everything that is left is planned once more when a
-fiftieth of it has been handed out. To do so for each case would be quadratic; with fewer than 100 left it is done.
+FEW_CASES = 100
+"""While no more than these are left, all of them are planned once more for each that is handed out."""
+
+PLANS_A_CASE = 10
+"""How often, about, an agenda plans a case before it hands it out if there are more: everything that is left is planned
+once more when a tenth of it has been handed out. To do so for each case would be quadratic.
 """
 
 
@@ -267,9 +272,7 @@ class Agenda:
         self._dominance = dominance
         # In the order of the plan, which schedule() falls back on.
         self._left = dict.fromkeys(todo)
-        self._planned: list[Step] = []
-        self._needs: list[_Need] = []
-        self._next = 0
+        self._planned = _Ahead([])
         self._current_seconds = 0.0
 
     def next(self) -> Step | None:
@@ -277,12 +280,11 @@ class Agenda:
         if not self._left:
             self._current_seconds = 0.0
             return None
-        if not self._planned or self._next >= max(1, len(self._planned) // PLANS_A_CASE):
-            self._replan()
-            step = self._planned[0]
+        if len(self._left) <= FEW_CASES or self._planned.handed_out * PLANS_A_CASE >= len(self._planned):
+            (step,) = self._replan()
         else:
-            step = self._renewed(self._planned[self._next], behind=self._needs[self._next + 1])
-        self._next += 1
+            step = self._renewed()
+        self._planned.handed_out += 1
         del self._left[step.case]
         self._current_seconds = step.share.seconds if step.share else 0.0
         if step.share is not None and self.devices > 1:
@@ -302,21 +304,25 @@ class Agenda:
         """Return what is predicted for the case that was handed out last and all that are still to be handed out."""
         if not self._planned:
             self._replan()
-        return self._current_seconds + self._needs[self._next].seconds
+        return self._current_seconds + self._planned.seconds[self._planned.handed_out]
 
-    def _replan(self) -> None:
+    def _replan(self) -> list[Step]:
+        """Plan everything that is left, and return the first step, if there is any."""
         # A dict keeps room for what was deleted from it, and going through it would take longer and longer.
         self._left = dict.fromkeys(list(self._left))
-        self._planned = schedule(self._plan, self._predictor, list(self._left), self._dominance, self._crew())
-        self._needs = _needs(self._planned)
-        self._next = 0
+        with _uncollected():
+            steps = schedule(self._plan, self._predictor, list(self._left), self._dominance, self._crew())
+            self._planned, first = _Ahead(steps), steps[:1]
+            del steps
+        return first
 
     def _crew(self) -> Crew:
         return Crew(devices=self.devices, busy_until=tuple(self._busy_until.values()))
 
-    def _renewed(self, step: Step, behind: _Need) -> Step:
-        """Return a step as it looks by now, if those behind it get what was set aside for them."""
-        plan, case = self._plan, step.case
+    def _renewed(self) -> Step:
+        """Return the next step as it looks by now, if those behind it get what was set aside for them."""
+        plan, ahead, index = self._plan, self._planned, self._planned.handed_out
+        case = ahead.cases[index]
         prediction = self._predictor.predict(case, plan.protocol)
         dominated_by = self._dominance.dominating(case) if plan.is_pruned else None
         share: Share | None = None
@@ -325,36 +331,60 @@ class Agenda:
         elif dominated_by is None and plan.deadline is not None:
             most_seconds = plan.deadline - time.monotonic()
             left_seconds = self._crew().device_seconds(most_seconds)
-            unreserved_seconds = left_seconds - behind.reserved_seconds
+            unreserved_seconds = left_seconds - ahead.reserved_seconds[index + 1]
             # One for which there was no room must not take another's.
-            room_seconds = left_seconds if step.share else unreserved_seconds
+            has_room = ahead.tried[index] > ahead.tried[index + 1]
+            room_seconds = left_seconds if has_room else unreserved_seconds
             (reservation,) = _reserve(plan, [prediction], room_seconds, most_seconds)
             if reservation is not None:
-                extra_seconds = max(0.0, unreserved_seconds - reservation) / (1 + behind.tried)
+                extra_seconds = max(0.0, unreserved_seconds - reservation) / (1 + ahead.tried[index + 1])
                 share = _cut(prediction, min(most_seconds, reservation + extra_seconds))
         share = _within_budget(plan, prediction, share)
         return Step(case=case, prediction=prediction, share=share, dominated_by=dominated_by)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Need:
-    """What the steps of a plan from one onwards need: how many are tried, for how long, and what is set aside."""
+class _Ahead:
+    """The steps of a plan, in numbers: of each, and one behind the last, what it and all those behind it need.
 
-    tried: int = 0
-    seconds: float = 0.0
-    reserved_seconds: float = 0.0
+    Kept as numbers, not as steps: what Python's garbage collector would go through again and again for each of many
+    cases takes longer than to plan them.
+
+    Attributes:
+        cases: those of the steps, in order.
+        tried: how many of the steps are not to be skipped.
+        seconds: what these should take.
+        reserved_seconds: what is set aside for these.
+        handed_out: how many steps are no longer ahead.
+    """
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        """Keep what ``steps`` need."""
+        self.cases = [step.case for step in steps]
+        self.handed_out = 0
+        self.tried = _sums_behind(step.share is not None for step in reversed(steps))
+        self.seconds = _sums_behind(step.share.seconds if step.share else 0.0 for step in reversed(steps))
+        self.reserved_seconds = _sums_behind(
+            min(step.share.seconds, _wanted_seconds(step.prediction)) if step.share else 0.0 for step in reversed(steps)
+        )
+
+    def __len__(self) -> int:
+        return len(self.cases)
 
 
-def _needs(steps: Sequence[Step]) -> list[_Need]:
-    """Return the need from each step onwards, and that behind the last one."""
-    needs = [_Need()]
-    for step in reversed(steps):
-        need = needs[-1]
-        if step.share is not None:
-            need = _Need(
-                tried=need.tried + 1,
-                seconds=need.seconds + step.share.seconds,
-                reserved_seconds=need.reserved_seconds + min(step.share.seconds, _wanted_seconds(step.prediction)),
-            )
-        needs.append(need)
-    return needs[::-1]
+def _sums_behind(backwards: Iterable[float]) -> list[float]:
+    """Return the sum of each number and all those behind it, and 0 at the end, of numbers that come last one first."""
+    return list(itertools.accumulate(backwards, initial=0))[::-1]
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep Python's garbage collector from looking for cycles: where thousands of objects are made, and dropped again
+    without one, it would go through all that the process holds.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -15,7 +15,6 @@ import dataclasses
 import itertools
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from infsa_bench.execute.engines import Ended, Engine, Task
 from infsa_bench.execute.launcher import CaseRun
 from infsa_bench.execute.messages import Hello
 from infsa_bench.machine import Environment
+from infsa_bench.measure.memory import status_bytes
 from infsa_bench.peaks import MeasuredPeaks
 from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import EnergyCalibration, Outcome, Record
@@ -206,7 +206,8 @@ def grow(count: int, folder: Path, *, places: int, has_budget: bool) -> dict[str
         "record_bytes": (folder / "large" / RECORDS).stat().st_size / count,
         "left": left,
         "resume_seconds": resume_seconds,
-        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        # Not getrusage's: that one begins with what the process held that started this one.
+        "peak_bytes": status_bytes("VmHWM"),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -39,6 +40,13 @@ def grown(folder: Path, cells: int, *options: str) -> dict[str, Any]:
     figures: dict[str, Any] = json.loads(done.stdout)
     print(figures)
     return figures
+
+
+def test_the_peak_is_that_of_the_run_not_of_who_started_it(folder: Path) -> None:
+    held = bytearray(2**30)
+    held[:: mmap.PAGESIZE] = b"x" * len(range(0, len(held), mmap.PAGESIZE))
+    figures = grown(folder / "few", 60)
+    assert 2**20 < figures["peak_bytes"] < len(held)
 
 
 OPTIONS = {
