@@ -19,7 +19,7 @@ sweep: $(READY)  ## Measure all nine mechanisms on this machine; on a CPU in und
 	$(BIN)/infsa-bench sweep
 
 # Nothing of the models is about time: two processes at once. What measures needs the machine for itself.
-test: $(READY)  ## Run the tests (ten minutes on two cores).
+test: $(READY)  ## Run the tests (half an hour on two cores).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak and not gpu" --numprocesses 2 tests/models
 	$(BIN)/python -m pytest -m "not soak and not gpu" --ignore tests/models
 

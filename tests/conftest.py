@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ import pytest
 # Hand-written kernels run in Triton's interpreter where there is no NVIDIA GPU. Triton reads this once, on its import,
 # which any test may cause: so it is said before all of them.
 os.environ.setdefault("TRITON_INTERPRET", "0" if Path("/dev/nvidiactl").exists() else "1")
+
+# A shell's background jobs ignore interrupts, and so would all that the tests start, to interrupt it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN_DIRECTORY = Path(__file__).parent / "models" / "golden"
 
