@@ -1,12 +1,13 @@
-"""Which cases are still to be run, in which order, what each gets of the time left, and which need not be tried."""
+"""Which cases are still to be run, in which order, what each gets of the time left, and which need not be tried.
+
+All of it at one moment; :mod:`~infsa_bench.agenda` hands the cases out while it changes.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from infsa_bench.analyze.dominance import Dominance
@@ -23,14 +24,6 @@ MEMORY_SHARE = 0.6
 FIRST_SHARE_SECONDS = 3.0
 """Under a time budget, warm-up and timing that a case should get before slower ones get their least. A few samples of
 the largest cell more or less are worth less than an interval for each of the small ones.
-"""
-
-FEW_CASES = 100
-"""While no more than these are left, all of them are planned once more for each that is handed out."""
-
-PLANS_A_CASE = 10
-"""How often, about, an agenda plans a case before it hands it out if there are more: everything that is left is planned
-once more when a tenth of it has been handed out. To do so for each case would be quadratic.
 """
 
 
@@ -140,7 +133,7 @@ def schedule(
     dominating = [dominance.dominating(case) if dominance and plan.is_pruned else None for case, _ in predictions]
     tried = [prediction for (_, prediction), by in zip(predictions, dominating, strict=True) if by is None]
     shares = iter(
-        _within_budget(plan, prediction, share)
+        within_budget(plan, prediction, share)
         for prediction, share in zip(tried, share_out(plan, tried, left_seconds, crew), strict=True)
     )
     steps = [
@@ -183,7 +176,7 @@ def share_out(
             for prediction in predictions
         ]
     most_seconds, left_seconds = left_seconds, crew.device_seconds(left_seconds)
-    reservations = _reserve(plan, predictions, left_seconds, most_seconds)
+    reservations = reserve(plan, predictions, left_seconds, most_seconds)
     reserved_seconds = sum(reservation for reservation in reservations if reservation is not None)
     count = sum(reservation is not None for reservation in reservations)
     shares: list[Share | None] = []
@@ -192,7 +185,7 @@ def share_out(
             shares.append(None)
             continue
         extra_seconds = max(0.0, left_seconds - reserved_seconds) / count
-        share = _cut(prediction, min(most_seconds, reservation + extra_seconds))
+        share = cut(prediction, min(most_seconds, reservation + extra_seconds))
         shares.append(share)
         left_seconds -= share.seconds
         reserved_seconds -= reservation
@@ -200,7 +193,7 @@ def share_out(
     return shares
 
 
-def _within_budget(plan: Plan, prediction: Prediction, share: Share | None) -> Share | None:
+def within_budget(plan: Plan, prediction: Prediction, share: Share | None) -> Share | None:
     """Return a share of which no more than the budget of a case is for its warm-up and timing."""
     budget_seconds = plan.case_budget_seconds
     if share is None or budget_seconds is None:
@@ -211,13 +204,13 @@ def _within_budget(plan: Plan, prediction: Prediction, share: Share | None) -> S
     return Share(seconds=min(share.seconds, seconds), limit_seconds=limit_seconds)
 
 
-def _reserve(
+def reserve(
     plan: Plan, predictions: Sequence[Prediction], left_seconds: float, most_seconds: float
 ) -> list[float | None]:
     """Return the seconds that are set aside for each case, ``most_seconds`` at most; None for one that does not fit."""
     reservations: list[float | None] = []
     for prediction in predictions:
-        seconds, room_seconds = _wanted_seconds(prediction), min(left_seconds, most_seconds)
+        seconds, room_seconds = wanted_seconds(prediction), min(left_seconds, most_seconds)
         if seconds > room_seconds:
             seconds = prediction.least_seconds
         if seconds > room_seconds or exceeds_memory(plan, prediction):
@@ -228,13 +221,13 @@ def _reserve(
     return reservations
 
 
-def _wanted_seconds(prediction: Prediction) -> float:
+def wanted_seconds(prediction: Prediction) -> float:
     """Return what a case should get before slower ones get their least."""
     first_share = min(prediction.seconds, prediction.fixed_seconds + FIRST_SHARE_SECONDS)
     return max(prediction.least_seconds, first_share)
 
 
-def _cut(prediction: Prediction, most_seconds: float) -> Share:
+def cut(prediction: Prediction, most_seconds: float) -> Share:
     """Return the share of a case that has so many seconds in all."""
     return Share(seconds=min(prediction.seconds, most_seconds), limit_seconds=most_seconds - prediction.fixed_seconds)
 
@@ -250,141 +243,3 @@ def exceeds_memory(plan: Plan, prediction: Prediction) -> bool:
     if plan.host_memory_bytes is None or prediction.peak_bytes is None:
         return False
     return prediction.peak_bytes > MEMORY_SHARE * plan.host_memory_bytes
-
-
-class Agenda:
-    """Hands out the cases that are left, each once, in the order of :func:`schedule`, in constant time a case.
-
-    What a case is predicted to need, whether a smaller one ran out of memory and how much time is left is always as
-    known when the case is handed out. Order and reservations of those behind it are as they were last planned, see
-    :data:`PLANS_A_CASE`.
-
-    Attributes:
-        devices: how many there are to hand cases to.
-    """
-
-    def __init__(self, plan: Plan, predictor: Predictor, todo: Sequence[Case], dominance: Dominance) -> None:
-        """Hand out ``todo``; whoever runs the cases goes on teaching ``predictor`` and ``dominance``."""
-        self.devices = 1
-        self._busy_until: dict[Case, float] = {}
-        self._plan = plan
-        self._predictor = predictor
-        self._dominance = dominance
-        # In the order of the plan, which schedule() falls back on.
-        self._left = dict.fromkeys(todo)
-        self._planned = _Ahead([])
-        self._current_seconds = 0.0
-
-    def next(self) -> Step | None:
-        """Take off the case that comes next, to be run or to be skipped, and return it; None when nothing is left."""
-        if not self._left:
-            self._current_seconds = 0.0
-            return None
-        if len(self._left) <= FEW_CASES or self._planned.handed_out * PLANS_A_CASE >= len(self._planned):
-            (step,) = self._replan()
-        else:
-            step = self._renewed()
-        self._planned.handed_out += 1
-        del self._left[step.case]
-        self._current_seconds = step.share.seconds if step.share else 0.0
-        if step.share is not None and self.devices > 1:
-            self._busy_until[step.case] = time.monotonic() + step.share.seconds
-        return step
-
-    def ended(self, case: Case) -> None:
-        """Take note that a device has done with a case; one device alone need not tell."""
-        self._busy_until.pop(case, None)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether every case was handed out."""
-        return not self._left
-
-    def remaining_seconds(self) -> float:
-        """Return what is predicted for the case that was handed out last and all that are still to be handed out."""
-        if not self._planned:
-            self._replan()
-        return self._current_seconds + self._planned.seconds[self._planned.handed_out]
-
-    def _replan(self) -> list[Step]:
-        """Plan everything that is left, and return the first step, if there is any."""
-        # A dict keeps room for what was deleted from it, and going through it would take longer and longer.
-        self._left = dict.fromkeys(list(self._left))
-        with _uncollected():
-            steps = schedule(self._plan, self._predictor, list(self._left), self._dominance, self._crew())
-            self._planned, first = _Ahead(steps), steps[:1]
-            del steps
-        return first
-
-    def _crew(self) -> Crew:
-        return Crew(devices=self.devices, busy_until=tuple(self._busy_until.values()))
-
-    def _renewed(self) -> Step:
-        """Return the next step as it looks by now, if those behind it get what was set aside for them."""
-        plan, ahead, index = self._plan, self._planned, self._planned.handed_out
-        case = ahead.cases[index]
-        prediction = self._predictor.predict(case, plan.protocol)
-        dominated_by = self._dominance.dominating(case) if plan.is_pruned else None
-        share: Share | None = None
-        if dominated_by is None and plan.deadline is None:
-            (share,) = share_out(plan, [prediction], None)
-        elif dominated_by is None and plan.deadline is not None:
-            most_seconds = plan.deadline - time.monotonic()
-            left_seconds = self._crew().device_seconds(most_seconds)
-            unreserved_seconds = left_seconds - ahead.reserved_seconds[index + 1]
-            # One for which there was no room must not take another's.
-            has_room = ahead.tried[index] > ahead.tried[index + 1]
-            room_seconds = left_seconds if has_room else unreserved_seconds
-            (reservation,) = _reserve(plan, [prediction], room_seconds, most_seconds)
-            if reservation is not None:
-                extra_seconds = max(0.0, unreserved_seconds - reservation) / (1 + ahead.tried[index + 1])
-                share = _cut(prediction, min(most_seconds, reservation + extra_seconds))
-        share = _within_budget(plan, prediction, share)
-        return Step(case=case, prediction=prediction, share=share, dominated_by=dominated_by)
-
-
-class _Ahead:
-    """The steps of a plan, in numbers: of each, and one behind the last, what it and all those behind it need.
-
-    Kept as numbers, not as steps: what Python's garbage collector would go through again and again for each of many
-    cases takes longer than to plan them.
-
-    Attributes:
-        cases: those of the steps, in order.
-        tried: how many of the steps are not to be skipped.
-        seconds: what these should take.
-        reserved_seconds: what is set aside for these.
-        handed_out: how many steps are no longer ahead.
-    """
-
-    def __init__(self, steps: Sequence[Step]) -> None:
-        """Keep what ``steps`` need."""
-        self.cases = [step.case for step in steps]
-        self.handed_out = 0
-        self.tried = _sums_behind(step.share is not None for step in reversed(steps))
-        self.seconds = _sums_behind(step.share.seconds if step.share else 0.0 for step in reversed(steps))
-        self.reserved_seconds = _sums_behind(
-            min(step.share.seconds, _wanted_seconds(step.prediction)) if step.share else 0.0 for step in reversed(steps)
-        )
-
-    def __len__(self) -> int:
-        return len(self.cases)
-
-
-def _sums_behind(backwards: Iterable[float]) -> list[float]:
-    """Return the sum of each number and all those behind it, and 0 at the end, of numbers that come last one first."""
-    return list(itertools.accumulate(backwards, initial=0))[::-1]
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Keep Python's garbage collector from looking for cycles: where thousands of objects are made, and dropped again
-    without one, it would go through all that the process holds.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

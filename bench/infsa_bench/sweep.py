@@ -1,6 +1,6 @@
 """For each case not yet stored: predict, launch, append, show progress. Every planned case ends as one record.
 
-Only those that were lost with a place, and for which there is neither another place nor time, are left to be resumed.
+Only those that were lost with the last place are left to be resumed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol as Interface
 
+from infsa_bench.agenda import Agenda
 from infsa_bench.analyze.predict import Predictor
 from infsa_bench.errors import SweepStoppedError
 from infsa_bench.execute.engines import Ended, Engine, Task
@@ -19,7 +20,7 @@ from infsa_bench.execute.launcher import CaseRun, Patience
 from infsa_bench.machine import Environment
 from infsa_bench.record import Attempt, Failure, Measurement, Record, with_flag
 from infsa_bench.report.units import format_bytes, format_duration
-from infsa_bench.schedule import MEMORY_SHARE, Agenda, Plan, Share, Step, exceeds_memory
+from infsa_bench.schedule import MEMORY_SHARE, Plan, Share, Step, exceeds_memory
 from infsa_bench.spec import Case
 from infsa_bench.store import RunWriter
 
@@ -34,10 +35,10 @@ class Progress(Interface):
     """Who is told how the sweep goes on."""
 
     def started(self, case: Case, seconds: float, remaining_seconds: float) -> None:
-        """A case begins that should take ``seconds``; ``remaining_seconds`` are for it and all that follow."""
+        """A case begins that should take ``seconds``; in ``remaining_seconds`` it and all others should have ended."""
 
-    def finished(self, record: Record) -> None:
-        """A record is on disk."""
+    def finished(self, record: Record, remaining_seconds: float) -> None:
+        """A record is on disk; in ``remaining_seconds`` all others should be."""
 
 
 def run_plan(plan: Plan, engine: Engine, writer: RunWriter, predictor: Predictor, progress: Progress) -> None:
@@ -62,16 +63,27 @@ def run_plan(plan: Plan, engine: Engine, writer: RunWriter, predictor: Predictor
                 writer.add_calibration(run.calibration)
                 calibrated.add(record.environment)
             writer.append(record, run.trace)
-        progress.finished(record)
+        progress.finished(record, agenda.remaining_seconds())
+
+    def store_ended(ended_try: _Try, ended: Ended) -> None:
+        run = ended.run or _lost(ended)
+        if isinstance(run.outcome, Measurement):
+            predictor.observe(ended.task.case, run.outcome)
+        with writing_to(writer):
+            writer.add_environment(ended.environment)
+        store(ended_try.record(ended.environment, run, seconds=ended.seconds, is_shared=ended.is_shared), run)
 
     while True:
         agenda.devices = max(1, engine.places)
         while (next_try := _next_try(engine, agenda, again)) is not None:
             step, share = next_try.step, next_try.step.share
-            seconds = share.seconds if share else 0.0
-            if not next_try.avoided:
-                behind_seconds = agenda.remaining_seconds() - seconds
-                progress.started(step.case, seconds, seconds + behind_seconds / agenda.devices)
+            if share is None and next_try.lost is not None:
+                # There is no time for another try.
+                store_ended(replace(next_try, lost=None), next_try.lost)
+                continue
+            if next_try.lost is None:
+                seconds = share.seconds if share else 0.0
+                progress.started(step.case, seconds, max(seconds, agenda.remaining_seconds()))
             if share is None:
                 skipped = _skip(plan, step)
                 store(next_try.record(engine.hello.environment, skipped, seconds=0.0), skipped)
@@ -88,21 +100,10 @@ def run_plan(plan: Plan, engine: Engine, writer: RunWriter, predictor: Predictor
         if ended.lost is not None and engine.places == 0:
             # Others that are under way may have a result all the same.
             stopped = stopped or ended.lost
-        is_late = plan.deadline is not None and time.monotonic() >= plan.deadline
-        if ended.lost is not None and engine.places > 0 and not is_late and ended_try.is_to_be_repeated(ended):
-            again.append(ended_try.repeated(ended))
-            continue
-        run = ended.run
-        if run is None:
-            assert ended.lost is not None
-            if (engine.places == 0 or is_late) and not ended_try.avoided:
-                continue
-            run = _lost(ended.lost)
-        if isinstance(run.outcome, Measurement):
-            predictor.observe(ended.task.case, run.outcome)
-        with writing_to(writer):
-            writer.add_environment(ended.environment)
-        store(ended_try.record(ended.environment, run, seconds=ended.seconds, is_shared=ended.is_shared), run)
+        if ended.lost is not None and engine.places > 0 and ended_try.is_to_be_repeated(ended):
+            again.append(replace(ended_try, lost=ended))
+        elif ended.run is not None or ended_try.lost is not None or engine.places > 0:
+            store_ended(ended_try, ended)
     # What idle power and counter have become in the meantime.
     for calibration in engine.calibrate():
         with writing_to(writer):
@@ -113,35 +114,32 @@ def run_plan(plan: Plan, engine: Engine, writer: RunWriter, predictor: Predictor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Try:
-    """A case that was handed out, and how it fared at places that were lost.
-
-    ``seconds`` were spent there, ``avoided`` are their names.
-    """
+    """A case that was handed out, and how an earlier try ended whose place was lost."""
 
     step: Step
     started_utc: str
-    seconds: float = 0.0
-    attempts: tuple[Attempt, ...] = ()
-    avoided: frozenset[str] = frozenset()
+    lost: Ended | None = None
 
     def is_to_be_repeated(self, ended: Ended) -> bool:
         """Tell whether a case that was lost with its place should have another: once, if it was not measured."""
-        return not self.avoided and (ended.run is None or not isinstance(ended.run.outcome, Measurement))
+        return self.lost is None and (ended.run is None or not isinstance(ended.run.outcome, Measurement))
 
-    def repeated(self, ended: Ended) -> _Try:
-        """Return the try that follows one that was lost."""
-        attempt = Attempt(stage="start", message=f"lost on {ended.place}: {ended.lost}")
-        earlier: tuple[Attempt, ...] = ()
-        if ended.run is not None and isinstance(ended.run.outcome, Failure):
-            outcome, earlier = ended.run.outcome, ended.run.attempts
-            message = f"{outcome.message}; then {ended.place} was lost: {ended.lost}"
-            attempt = Attempt(stage=outcome.stage, message=message)
-        return replace(
-            self,
-            seconds=self.seconds + ended.seconds,
-            attempts=(*self.attempts, *earlier, attempt),
-            avoided=self.avoided | {ended.place},
-        )
+    @property
+    def avoided(self) -> frozenset[str]:
+        """The place that was lost."""
+        return frozenset() if self.lost is None else frozenset({self.lost.place})
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """What came of the earlier try."""
+        lost = self.lost
+        if lost is None:
+            return ()
+        if lost.run is None or not isinstance(lost.run.outcome, Failure):
+            return (Attempt(stage="start", message=f"lost on {lost.place}: {lost.lost}"),)
+        outcome = lost.run.outcome
+        message = f"{outcome.message}; then {lost.place} was lost: {lost.lost}"
+        return (*lost.run.attempts, Attempt(stage=outcome.stage, message=message))
 
     def record(self, environment: Environment, run: CaseRun, *, seconds: float, is_shared: bool = False) -> Record:
         """Return the record of how the case ended."""
@@ -149,7 +147,7 @@ class _Try:
             case=self.step.case,
             environment=environment.key,
             started_utc=self.started_utc,
-            seconds=self.seconds + seconds,
+            seconds=seconds if self.lost is None else self.lost.seconds + seconds,
             attempts=(*self.attempts, *run.attempts),
             outcome=with_flag(run.outcome, "shared") if is_shared else run.outcome,
         )
@@ -160,7 +158,7 @@ def _next_try(engine: Engine, agenda: Agenda, again: list[_Try]) -> _Try | None:
     for repeated in again:
         if engine.has_room(repeated.avoided):
             again.remove(repeated)
-            return repeated
+            return replace(repeated, step=agenda.again(repeated.step))
     if not engine.has_room():
         return None
     step = agenda.next()
@@ -197,9 +195,9 @@ def _task(plan: Plan, next_try: _Try, share: Share) -> Task:
     )
 
 
-def _lost(reason: str) -> CaseRun:
+def _lost(ended: Ended) -> CaseRun:
     """Return the end of a case that was lost with its place, and nothing else is known of."""
-    failure = Failure(kind="killed", stage="start", message=f"lost with its device: {reason}")
+    failure = Failure(kind="killed", stage="start", message=f"lost with its device: {ended.lost}")
     return CaseRun(outcome=failure, attempts=())
 
 

@@ -133,7 +133,7 @@ class Listener:
     def started(self, case: Case, seconds: float, remaining_seconds: float) -> None:
         """Nobody looks."""
 
-    def finished(self, record: Record) -> None:
+    def finished(self, record: Record, remaining_seconds: float) -> None:
         self._count += 1
         if self._count % self._interval == 0:
             self._every()

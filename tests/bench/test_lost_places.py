@@ -20,7 +20,7 @@ from infsa_bench.errors import SweepStoppedError
 from infsa_bench.execute.engines import Ended, Engine, Task
 from infsa_bench.execute.launcher import CaseRun
 from infsa_bench.protocol import PROTOCOLS
-from infsa_bench.record import EnergyCalibration, Measurement, Record
+from infsa_bench.record import EnergyCalibration, Failure, Measurement, Record
 from infsa_bench.schedule import Plan
 from infsa_bench.store import RunWriter, load
 from infsa_bench.sweep import run_plan
@@ -102,12 +102,79 @@ def test_places_that_all_go_at_the_very_end_stop_the_sweep_too(tmp_path: Path) -
     assert of(tmp_path / "run", plan) == []
 
 
-def test_a_case_that_is_lost_when_the_time_is_up_is_left_to_be_resumed(tmp_path: Path) -> None:
-    short = PROTOCOLS["quick"].customized(warmup=1, iterations=1, replicates=None)
-    plan = replace(make_plan([make_case()], seconds=1.5), protocol=short)
+SHORT = PROTOCOLS["quick"].customized(warmup=1, iterations=1, replicates=None)
+
+
+def test_a_case_that_is_lost_when_the_time_is_up_is_recorded_and_can_be_retried(tmp_path: Path) -> None:
+    plan = replace(make_plan([make_case()], seconds=1.5), protocol=SHORT)
     run_told(tmp_path / "run", plan, ToldEngine(2, [lost_too_late]))
-    assert of(tmp_path / "run", plan) == []
-    plan = make_plan(plan.cases)
+    (record,) = of(tmp_path / "run", plan)
+    assert isinstance(record.outcome, Failure)
+    assert record.outcome.kind == "killed"
+    assert "its node is gone" in record.outcome.message
+    assert record.attempts == ()
+    assert record.seconds == 1.0
+    plan = replace(make_plan(plan.cases), retried=frozenset({"killed"}))
     run_told(tmp_path / "run", plan, ToldEngine(2, [measured]))
     (record,) = of(tmp_path / "run", plan)
     assert isinstance(record.outcome, Measurement)
+
+
+class TimedEngine(ToldEngine):
+    """Notes when each task was started."""
+
+    def __init__(self, places: int, ends: Sequence[End]) -> None:
+        super().__init__(places, ends)
+        self.started: list[tuple[float, Task]] = []
+
+    def start(self, task: Task) -> None:
+        self.started.append((time.monotonic(), task))
+        super().start(task)
+
+
+def lost_after_three_seconds(engine: ToldEngine) -> Ended:
+    time.sleep(3.0)
+    return ended(engine, is_measured=False, lost="its node is gone")
+
+
+def test_another_try_has_what_is_left_of_the_time(tmp_path: Path) -> None:
+    plan = make_plan([make_case()], seconds=20.0)
+    engine = TimedEngine(2, [lost_after_three_seconds, measured])
+    run_told(tmp_path / "run", plan, engine)
+    (_, first), (at, second) = engine.started
+    assert plan.deadline is not None
+    assert first.limit_seconds is not None
+    assert second.limit_seconds is not None
+    assert second.avoided == {"a"}
+    assert second.limit_seconds <= plan.deadline - at < first.limit_seconds
+    (record,) = of(tmp_path / "run", plan)
+    assert isinstance(record.outcome, Measurement)
+    assert record.seconds == 2.0
+    (attempt,) = record.attempts
+    assert "its node is gone" in attempt.message
+
+
+class WaitingEngine(TimedEngine):
+    """Has another place for a lost case only when all others have ended."""
+
+    def has_room(self, avoided: frozenset[str] = frozenset()) -> bool:
+        return super().has_room() and not (avoided and self.tasks)
+
+
+def measured_late(engine: ToldEngine) -> Ended:
+    time.sleep(1.6)
+    return measured(engine)
+
+
+def lost_at_once(engine: ToldEngine) -> Ended:
+    return ended(engine, is_measured=False, lost="its node is gone")
+
+
+def test_no_other_try_begins_after_the_time_is_up(tmp_path: Path) -> None:
+    plan = replace(make_plan([make_case(n="0"), make_case(n="1")], seconds=1.5), protocol=SHORT)
+    engine = WaitingEngine(2, [lost_at_once, measured_late])
+    run_told(tmp_path / "run", plan, engine)
+    assert len(engine.started) == 2
+    outcomes = [record.outcome for record in of(tmp_path / "run", plan)]
+    assert sorted(outcome.kind for outcome in outcomes if isinstance(outcome, Failure)) == ["killed"]
+    assert sum(isinstance(outcome, Measurement) for outcome in outcomes) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import time
 import types
 from collections.abc import Callable, Sequence
@@ -11,10 +12,12 @@ import pytest
 from sample_records import make_failure, make_measurement, make_record
 from test_sweep import CountingPredictor, make_plan, predicted
 
+from infsa_bench.agenda import FEW_CASES, PLANS_A_CASE, Agenda
 from infsa_bench.analyze.dominance import Dominance
-from infsa_bench.analyze.predict import Predictor
+from infsa_bench.analyze.predict import Prediction, Predictor
+from infsa_bench.protocol import Protocol
 from infsa_bench.record import Failure, Outcome
-from infsa_bench.schedule import FEW_CASES, PLANS_A_CASE, Agenda, Crew, Plan, Share, Step, schedule, share_out
+from infsa_bench.schedule import Crew, Plan, Share, Step, schedule, share_out
 from infsa_bench.spec import LADDER, PHASES, Case, Sweep
 from infsa_models.registry import MECHANISMS
 
@@ -42,6 +45,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock(now=0.0)
     clock.monotonic = lambda: clock.now
     monkeypatch.setattr("infsa_bench.schedule.time", clock)
+    monkeypatch.setattr("infsa_bench.agenda.time", clock)
     return clock
 
 
@@ -127,6 +131,88 @@ def test_a_budget_measures_as_much_of_many_cases_as_if_everything_was_planned_fo
     # A share may be another than with everything planned, but never less than makes a measurement.
     shares = [(step.share, step.prediction) for step in handed_out if step.share is not None]
     assert all(share.seconds >= prediction.least_seconds for share, prediction in shares)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "factor", "budget_seconds"), [("infsa-linear", 100.0, 300.0), ("soft", 1e3, 3e3)]
+)
+def test_a_mechanism_far_slower_than_predicted_costs_the_others_no_cells(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, mechanism: str, factor: float, budget_seconds: float
+) -> None:
+    guess, protocol = Predictor({"fp32": 1e12}), make_plan([]).protocol
+
+    def slow_ending(step: Step) -> Outcome:
+        prediction = guess.predict(step.case, protocol)
+        seconds = (prediction.least_seconds - prediction.fixed_seconds) / 2
+        pace = factor if step.case.mechanism == mechanism else 1.0
+        return make_measurement([pace * seconds], build_seconds=0.5, warmup_seconds=(0.1,))
+
+    monkeypatch.setitem(globals(), "ending", slow_ending)
+    cases = cases_of(LADDER[:4], replicates=4)
+    assert len(cases) > 5 * FEW_CASES
+    plan = dataclasses.replace(make_plan(cases), deadline=budget_seconds)
+    obvious, handed_out = both(plan, clock)
+    measured = [sum(step.share is not None for step in steps) for steps in (obvious, handed_out)]
+    assert 0 < measured[0] < len(cases)
+    assert measured[1] >= 0.9 * measured[0]
+    assert clock.now <= budget_seconds
+
+
+def test_planning_leaves_the_garbage_collector_as_it_was() -> None:
+    cases = cases_of(LADDER[:2])
+    assert gc.isenabled()
+    Agenda(make_plan(cases), Predictor({"fp32": 1e12}), cases, Dominance()).next()
+    assert gc.isenabled()
+
+    class Failing(Predictor):
+        def predict(self, case: Case, protocol: Protocol) -> Prediction:
+            assert not gc.isenabled()
+            raise OverflowError
+
+    with pytest.raises(OverflowError):
+        Agenda(make_plan(cases), Failing({"fp32": 1e12}), cases, Dominance()).next()
+    assert gc.isenabled()
+
+
+def test_a_case_that_was_lost_gets_what_is_left_of_its_time_and_keeps_its_device_busy(clock: Clock) -> None:
+    (case,) = cases = cases_of((224,))[:1]
+    predictor = Predictor({"fp32": 1e9})
+    plan = dataclasses.replace(make_plan(cases), deadline=1000.0)
+    least_seconds = predictor.predict(case, plan.protocol).least_seconds
+    agenda = Agenda(plan, predictor, cases, Dominance())
+    agenda.devices = 2
+    first = agenda.next()
+    assert first is not None
+    assert first.share is not None
+    agenda.ended(case)
+    assert agenda.remaining_seconds() == 0.0
+    clock.now = 999.0 - least_seconds
+    share = agenda.again(first).share
+    assert share is not None
+    assert share.seconds == pytest.approx(min(first.share.seconds, least_seconds + 1.0))
+    assert agenda.remaining_seconds() == pytest.approx(share.seconds)
+    agenda.ended(case)
+    clock.now = 1001.0 - least_seconds
+    assert agenda.again(first).share is None
+    assert agenda.remaining_seconds() == 0.0
+
+
+def test_the_seconds_that_remain_are_at_least_those_of_the_longest_case_under_way(clock: Clock) -> None:
+    large, *small = cases_of((4096,))[:1] + cases_of((224,))[:3]
+    predictor = Predictor({"fp32": 1e11})
+    plan = make_plan([large, *small])
+    agenda = Agenda(plan, predictor, plan.cases, Dominance())
+    agenda.devices = 2
+    first = agenda.next()
+    assert first is not None
+    assert first.case == large
+    long_seconds = predictor.predict(large, plan.protocol).seconds
+    while (step := agenda.next()) is not None:
+        agenda.ended(step.case)
+    clock.now = 2.0
+    assert agenda.remaining_seconds() == pytest.approx(long_seconds - 2.0)
+    agenda.ended(large)
+    assert agenda.remaining_seconds() == 0.0
 
 
 def test_what_becomes_known_is_seen_by_the_very_next_case() -> None:
@@ -232,12 +318,13 @@ def test_several_devices_begin_with_the_longest_and_end_with_what_should_not_fit
     assert sides[0] < sides[-1]
 
 
-def test_what_devices_are_at_work_on_is_known_until_it_has_ended(clock: Clock) -> None:
-    """Two devices, a budget of 1000 s for ten cells: what a case may take depends on what the other has to do yet."""
-    cases = [dataclasses.replace(case, options=(("n", str(n)),)) for n, case in enumerate(cases_of((224,))[:1] * 10)]
+@pytest.mark.parametrize("count", [10, 4 * FEW_CASES])
+def test_what_devices_are_at_work_on_is_known_until_it_has_ended(clock: Clock, count: int) -> None:
+    """Two devices, a budget of 100 s a cell: what a case may take depends on what the other has to do yet."""
+    cases = [dataclasses.replace(case, options=(("n", str(n)),)) for n, case in enumerate(cases_of((224,))[:1] * count)]
 
     def limit_of_second(*, has_ended: bool) -> float:
-        plan = dataclasses.replace(make_plan(cases), deadline=1000.0)
+        plan = dataclasses.replace(make_plan(cases), deadline=100.0 * count)
         agenda = Agenda(plan, Predictor({"fp32": 1e9}), cases, Dominance())
         agenda.devices = 2
         first = agenda.next()
@@ -250,4 +337,4 @@ def test_what_devices_are_at_work_on_is_known_until_it_has_ended(clock: Clock) -
         assert second.share.limit_seconds is not None
         return second.share.limit_seconds
 
-    assert limit_of_second(has_ended=True) > limit_of_second(has_ended=False) + 10.0
+    assert limit_of_second(has_ended=True) > limit_of_second(has_ended=False) + 100.0 / count

@@ -23,6 +23,7 @@ import sample_records
 from fake_worker import CALIBRATION, CALIBRATION_LATER, ENVIRONMENT, TRACE
 from test_launcher import fake_command_of, make_case, wait_until_gone
 
+from infsa_bench.agenda import Agenda
 from infsa_bench.analyze.dominance import Dominance
 from infsa_bench.analyze.predict import Prediction, Predictor
 from infsa_bench.codec import decode
@@ -36,7 +37,7 @@ from infsa_bench.execute.station import StartLauncher
 from infsa_bench.peaks import PEAKS
 from infsa_bench.protocol import PROTOCOLS, Protocol
 from infsa_bench.record import EnergyCalibration, Failure, Measurement, Record, TracePoint
-from infsa_bench.schedule import FIRST_SHARE_SECONDS, Agenda, Plan, Share, Step, schedule, scheduled_seconds, share_out
+from infsa_bench.schedule import FIRST_SHARE_SECONDS, Plan, Share, Step, schedule, scheduled_seconds, share_out
 from infsa_bench.spec import Case, Sweep
 from infsa_bench.store import RECORDS, Manifest, RunWriter, Settings, is_run, load, load_manifest
 from infsa_bench.sweep import run_plan
@@ -61,7 +62,7 @@ class Listener:
         assert 0 <= seconds <= remaining_seconds
         self.begun.append(case)
 
-    def finished(self, record: Record) -> None:
+    def finished(self, record: Record, remaining_seconds: float) -> None:
         self.cells.append(record.case.id)
 
 

@@ -39,18 +39,16 @@ class PlainProgress:
         self._console = console
         self._total = total
         self._done = done
-        self._remaining_seconds = 0.0
 
     def started(self, case: Case, seconds: float, remaining_seconds: float) -> None:
-        """Remember how long the rest will take."""
-        self._remaining_seconds = max(0.0, remaining_seconds - seconds)
+        """A line is printed once it has ended."""
 
-    def finished(self, record: Record) -> None:
+    def finished(self, record: Record, remaining_seconds: float) -> None:
         """Print the case and what came of it."""
         self._done += 1
         line = f"[{self._done}/{self._total}] {case_name(record.case)}: {describe_outcome(record)}"
         if self._done < self._total:
-            line += f"; about {format_duration(self._remaining_seconds)} to go"
+            line += f"; about {format_duration(remaining_seconds)} to go"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
@@ -82,9 +80,9 @@ class BarProgress:
         left = f"about {format_duration(remaining_seconds)} to go"
         self._progress.update(self._task, cell=case_name(case).removeprefix("infsa/"), left=left)
 
-    def finished(self, record: Record) -> None:
+    def finished(self, record: Record, remaining_seconds: float) -> None:
         """Advance the bar; print above it what came of the case."""
-        self._progress.advance(self._task)
+        self._progress.update(self._task, advance=1, left=f"about {format_duration(remaining_seconds)} to go")
         line = f"{case_name(record.case)}: {describe_outcome(record)}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
