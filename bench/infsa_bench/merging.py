@@ -65,24 +65,24 @@ def merge_runs(paths: Sequence[Path], out: Path, command: tuple[str, ...]) -> Me
     _refuse_folders(paths, out)
     # What is not there yet has no parent to go up to, as in new/../out.
     out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".merging", dir=out.parent))
-    try:
-        draft.chmod(out.parent.stat().st_mode & 0o777)  # It was made for this user's eyes only.
-        with (draft / RECORDS).open("xb") as records:
-            joined = _Joined(draft, records)
-            for path in paths:
-                with _unwritten(path):
-                    joined.add(load(path))
-            _sync(records)
-        merged = joined.finish(command)
+    with _made(out.parent):
+        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".merging", dir=out.parent))
         try:
-            draft.rename(out)
-        except OSError as error:
-            raise SpecError(f"{out} came to be meanwhile: {error.strerror or error}") from None
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+            draft.chmod(out.parent.stat().st_mode & 0o777)  # It was made for this user's eyes only.
+            with (draft / RECORDS).open("xb") as records:
+                joined = _Joined(draft, records)
+                for path in paths:
+                    with _unwritten(path):
+                        joined.add(load(path))
+                _sync(records)
+            merged = joined.finish(command)
+            try:
+                draft.rename(out)
+            except OSError as error:
+                raise SpecError(f"{out} came to be meanwhile: {error.strerror or error}") from None
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
     sync_folder(out.parent)
     return merged
 
@@ -175,10 +175,12 @@ class _Joined:
         differences = first.manifest.settings.differences(run.manifest.settings)
         if differences:
             raise SpecError(f"{run.path} was made with another {', '.join(differences)} than {first.path}")
-        plan = _whole_plan(run.manifest)
-        if frozenset(plan) != self._plan:
-            counts = f"{len(plan)} cases, that of {first.path} {len(self._plan)}"
-            raise SpecError(f"{run.path} and {first.path} are of different plans: that of {run.path} has {counts}")
+        mine, theirs = _whole_plan(run.manifest), _whole_plan(first.manifest)
+        for path, plan, other in ((run.path, mine, self._plan), (first.path, theirs, frozenset(mine))):
+            alone = next((case_id for case_id in plan if case_id not in other), None)
+            if alone is not None:
+                plans = f"different plans, of {len(mine)} and {len(theirs)} cases"
+                raise SpecError(f"{run.path} and {first.path} are of {plans}: {alone} is only in that of {path}")
 
     def _refuse_overlap(self, run: StoredRun) -> None:
         shard = run.manifest.shard
@@ -243,8 +245,9 @@ def _refuse_folders(paths: Sequence[Path], out: Path) -> None:
         raise SpecError("a merge joins two runs or more")
     known: dict[Path, Path] = {}
     for path in paths:
-        if known.setdefault(path.resolve(), path) is not path:
+        if path.resolve() in known:
             raise SpecError(f"{path} is given twice")
+        known[path.resolve()] = path
     if out.is_symlink() or out.resolve().exists():
         raise SpecError(f"{out} exists already; choose another folder")
     for folder, path in known.items():
@@ -254,6 +257,21 @@ def _refuse_folders(paths: Sequence[Path], out: Path) -> None:
 
 def _whole_plan(manifest: Manifest) -> tuple[str, ...]:
     return manifest.plan if manifest.shard is None else manifest.shard.whole
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; where what follows fails, take away again those that were not there."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in new:
+            # Where somebody else has put something into one meanwhile, it stays, and so do those above it.
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
 
 
 @contextlib.contextmanager

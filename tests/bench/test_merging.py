@@ -205,6 +205,13 @@ def test_of_different_machines_everything_comes_along(tmp_path: Path) -> None:
     assert run.manifest.settings.time_budget_seconds == 240.0
 
 
+def test_of_runs_of_which_one_had_no_budget_the_whole_has_none(tmp_path: Path) -> None:
+    without = manifest_of(1, settings=replace(SETTINGS, time_budget_seconds=None))
+    paths = [write(tmp_path / "one", manifest_of(0)), write(tmp_path / "two", without)]
+    for index, order in enumerate((paths, paths[::-1])):
+        assert merge(order, tmp_path / f"out-{index}").manifest.settings.time_budget_seconds is None
+
+
 def test_no_row_mixes_machines_and_each_is_named_where_its_rows_stand(tmp_path: Path) -> None:
     """Also where the replicates of one cell come from two."""
     replicates = [replace(record, case=replace(record.case, replicate=1)) for record in RECORDED]
@@ -328,7 +335,12 @@ REFUSED: dict[str, tuple[Spoil, type[Exception], str]] = {
     "a whole plan that is another": (
         lambda paths, out: rewrite(paths[1], make_manifest(WHOLE[:5])),
         SpecError,
-        "different plans",
+        f"different plans, of 5 and 6 cases: {WHOLE[5]} is only in that of .*shard-0",
+    ),
+    "a plan of as many cases that is another": (
+        lambda paths, out: rewrite(paths[1], make_manifest((*WHOLE[:5], make_record(resolution=512).case.id)), []),
+        SpecError,
+        f"different plans, of 6 and 6 cases: {make_record(resolution=512).case.id} is only in that of .*shard-1",
     ),
     "the same shard": (
         lambda paths, out: paths.append(write(out.parent / "again", manifest_of(1))),
@@ -353,6 +365,7 @@ REFUSED: dict[str, tuple[Spoil, type[Exception], str]] = {
         SpecError,
         "is given twice",
     ),
+    "the same by one name": (lambda paths, out: paths.append(paths[0]), SpecError, "is given twice"),
     "only one": (lambda paths, out: paths.__delitem__(slice(1, None)), SpecError, "joins two runs or more"),
     "no run": (lambda paths, out: paths.append(out.with_name("nothing")), SpecError, "nothing is no run"),
     "torn": (torn, SchemaError, "the last line is torn"),
@@ -391,10 +404,13 @@ def test_what_does_not_go_together_is_refused_and_leaves_nothing(tmp_path: Path,
     paths, out = shards(tmp_path), tmp_path / "out"
     spoil(paths, out)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(error, match=message) as caught:
-        merge(paths, out)
-    assert "\n" not in str(caught.value)
-    assert sorted(tmp_path.rglob("*")) == before
+    # Nor do folders that were made for it.
+    places = [out] if what.startswith("onto") else [out, tmp_path / "new" / "deep" / "out"]
+    for place in places:
+        with pytest.raises(error, match=message) as caught:
+            merge(paths, place)
+        assert "\n" not in str(caught.value)
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_run_that_is_being_written_is_refused(tmp_path: Path) -> None:
