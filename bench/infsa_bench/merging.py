@@ -19,13 +19,24 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from infsa_bench.codec import encode
+from infsa_bench.dealing import shards_with_cases
 from infsa_bench.errors import RunLockedError, SchemaError, SpecError
 from infsa_bench.files import open_regular, read_file, replace_file, sync_folder
 from infsa_bench.machine import Environment
 from infsa_bench.peaks import MeasuredPeaks, write_further_peaks, write_peaks
 from infsa_bench.record import EnergyCalibration, Measurement, Record
 from infsa_bench.shard import Part
-from infsa_bench.store import DRAFT, LOCK, MANIFEST, MAX_RECORDS_BYTES, RECORDS, Manifest, StoredRun, load
+from infsa_bench.store import (
+    DRAFT,
+    LOCK,
+    MANIFEST,
+    MAX_RECORDS_BYTES,
+    RECORDS,
+    Manifest,
+    StoredRun,
+    load,
+    load_manifest,
+)
 from infsa_bench.traces import MAX_TRACE_BYTES, TRACES, load_trace, trace_path
 
 
@@ -38,7 +49,8 @@ class Merged:
         repeated: number of records that an earlier run had as well, the same in both.
         traces: number of power traces that came along.
         missing_traces: number of records that should have one, but had none beside them.
-        missing_shards: parts of the plan that none of the runs was of; none where the runs are no shards.
+        missing_shards: parts of the plan that none of the runs was of, and whose cases have no record. None where the
+            runs are no shards, or another run has some of the cases: which shards those were of is not known.
     """
 
     manifest: Manifest
@@ -235,13 +247,16 @@ class _Joined:
         return True
 
     def _missing_shards(self) -> tuple[Part, ...]:
-        count = next((part.count for part in self._parts), 0)
-        everyone = (Part(index=index, count=count) for index in range(count))
-        return tuple(part for part in everyone if part not in self._parts)
+        elsewhere = self._plan - self._dealt.keys()
+        if not self._parts or not elsewhere or elsewhere & self._seen.keys():
+            return ()
+        count = next(iter(self._parts)).count
+        having = (Part(index=index, count=count) for index in range(shards_with_cases(self._plan, count)))
+        return tuple(part for part in having if part not in self._parts)
 
 
 def _refuse_folders(paths: Sequence[Path], out: Path) -> None:
-    if len(paths) < 2:
+    if not paths or (len(paths) == 1 and not _is_all_of_its_plan(load_manifest(paths[0]))):
         raise SpecError("a merge joins two runs or more")
     known: dict[Path, Path] = {}
     for path in paths:
@@ -253,6 +268,11 @@ def _refuse_folders(paths: Sequence[Path], out: Path) -> None:
     for folder, path in known.items():
         if folder in out.resolve().parents:
             raise SpecError(f"{out} lies in {path}, which is to be merged; choose another folder")
+
+
+def _is_all_of_its_plan(manifest: Manifest) -> bool:
+    """Tell whether a run is a shard for which all cases were, and for the others none."""
+    return manifest.shard is not None and set(manifest.plan) == set(manifest.shard.whole)
 
 
 def _whole_plan(manifest: Manifest) -> tuple[str, ...]:
