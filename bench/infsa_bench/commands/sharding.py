@@ -76,8 +76,8 @@ def resumed_shard(out: Path, earlier: Manifest, shard: Shard | None, case_ids: I
         raise SpecError(f"{out} holds a shard of a plan of other cells; choose another folder")
     if _cells(earlier.plan) != _cells(case_ids):
         raise SpecError(
-            f"{out} holds shard {shard.part} with other cells than it would have now: this version deals them out "
-            "otherwise. Merge the shards that there are, and go on with the merged run"
+            f"{out} holds shard {shard.part} with other cells than it would have now: another version, or another "
+            "order of the options, dealt them out. Merge the shards that there are, and go on with the merged run"
         )
     return replace(shard, whole=tuple(dict.fromkeys([*earlier.shard.whole, *shard.whole])))
 
