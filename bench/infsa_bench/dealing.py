@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from infsa_bench.analyze.predict import TIMED_PASSES, Predictor
@@ -48,5 +48,20 @@ def deal(
     return tuple(case for case in cases if dealt[_group(case)] == part.index)
 
 
+def shards_with_cases(case_ids: Iterable[str], count: int) -> int:
+    """Return how many of ``count`` shards of a plan have cases; these are the first of them.
+
+    Each group has some work, so that none gets a second one before all shards have one.
+    """
+    return min(count, len({_named_group(case_id) for case_id in case_ids}))
+
+
 def _group(case: Case) -> Case:
     return replace(case, implementation="", options=(), replicate=0)
+
+
+def _named_group(case_id: str) -> tuple[str, ...]:
+    """Return the same as :func:`_group` where only the id of a case is known."""
+    # A file may hold names of any form.
+    model, *others = case_id.split("/")[1:8] or [case_id]
+    return model.rpartition(".")[0], *others

@@ -4,14 +4,16 @@
 
     InfsaBenchError
     |-- SpecError            the axes or options of a sweep make no sense
-    |   `-- UnknownNameError a mechanism, config, precision ... that does not exist
+    |   |-- UnknownNameError a mechanism, config, precision ... that does not exist
+    |   `-- EmptyShardError  a shard for which the plan has no cells
     |-- SchemaError          a results file that cannot be read
     |-- RunLockedError       another process is writing to this run
     |-- MeterUnavailableError energy cannot be measured here, and why; becomes a reading's reason, never a crash
     `-- SweepStoppedError    the sweep had to stop early: the device or the disk gave up
         `-- PeaksUnavailableError the device's peaks cannot be measured; a sweep goes on without them
 
-The first three are the user's to mend: the command line prints one line and exits 2. A stopped sweep exits 5.
+The first three are the user's to mend: the command line prints one line and exits 2. A stopped sweep exits 5. An empty
+shard is nobody's fault: the command line says so and exits 0.
 """
 
 from __future__ import annotations
@@ -36,6 +38,10 @@ class UnknownNameError(SpecError):
         close = get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
         super().__init__(f"unknown {what} {name!r}; {hint}")
+
+
+class EmptyShardError(SpecError):
+    """There is nothing to do for a shard: the plan has too few cells for so many."""
 
 
 class SchemaError(InfsaBenchError):

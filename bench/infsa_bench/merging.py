@@ -19,13 +19,24 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from infsa_bench.codec import encode
+from infsa_bench.dealing import shards_with_cases
 from infsa_bench.errors import RunLockedError, SchemaError, SpecError
 from infsa_bench.files import open_regular, read_file, replace_file, sync_folder
 from infsa_bench.machine import Environment
 from infsa_bench.peaks import MeasuredPeaks, write_further_peaks, write_peaks
 from infsa_bench.record import EnergyCalibration, Measurement, Record
 from infsa_bench.shard import Part
-from infsa_bench.store import DRAFT, LOCK, MANIFEST, MAX_RECORDS_BYTES, RECORDS, Manifest, StoredRun, load
+from infsa_bench.store import (
+    DRAFT,
+    LOCK,
+    MANIFEST,
+    MAX_RECORDS_BYTES,
+    RECORDS,
+    Manifest,
+    StoredRun,
+    load,
+    load_manifest,
+)
 from infsa_bench.traces import MAX_TRACE_BYTES, TRACES, load_trace, trace_path
 
 
@@ -38,7 +49,8 @@ class Merged:
         repeated: number of records that an earlier run had as well, the same in both.
         traces: number of power traces that came along.
         missing_traces: number of records that should have one, but had none beside them.
-        missing_shards: parts of the plan that none of the runs was of; none where the runs are no shards.
+        missing_shards: parts of the plan that none of the runs was of, and whose cases have no record. None where the
+            runs are no shards, or another run has some of the cases: which shards those were of is not known.
     """
 
     manifest: Manifest
@@ -65,24 +77,24 @@ def merge_runs(paths: Sequence[Path], out: Path, command: tuple[str, ...]) -> Me
     _refuse_folders(paths, out)
     # What is not there yet has no parent to go up to, as in new/../out.
     out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".merging", dir=out.parent))
-    try:
-        draft.chmod(out.parent.stat().st_mode & 0o777)  # It was made for this user's eyes only.
-        with (draft / RECORDS).open("xb") as records:
-            joined = _Joined(draft, records)
-            for path in paths:
-                with _unwritten(path):
-                    joined.add(load(path))
-            _sync(records)
-        merged = joined.finish(command)
+    with _made(out.parent):
+        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".merging", dir=out.parent))
         try:
-            draft.rename(out)
-        except OSError as error:
-            raise SpecError(f"{out} came to be meanwhile: {error.strerror or error}") from None
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+            draft.chmod(out.parent.stat().st_mode & 0o777)  # It was made for this user's eyes only.
+            with (draft / RECORDS).open("xb") as records:
+                joined = _Joined(draft, records)
+                for path in paths:
+                    with _unwritten(path):
+                        joined.add(load(path))
+                _sync(records)
+            merged = joined.finish(command)
+            try:
+                draft.rename(out)
+            except OSError as error:
+                raise SpecError(f"{out} came to be meanwhile: {error.strerror or error}") from None
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
     sync_folder(out.parent)
     return merged
 
@@ -175,10 +187,12 @@ class _Joined:
         differences = first.manifest.settings.differences(run.manifest.settings)
         if differences:
             raise SpecError(f"{run.path} was made with another {', '.join(differences)} than {first.path}")
-        plan = _whole_plan(run.manifest)
-        if frozenset(plan) != self._plan:
-            counts = f"{len(plan)} cases, that of {first.path} {len(self._plan)}"
-            raise SpecError(f"{run.path} and {first.path} are of different plans: that of {run.path} has {counts}")
+        mine, theirs = _whole_plan(run.manifest), _whole_plan(first.manifest)
+        for path, plan, other in ((run.path, mine, self._plan), (first.path, theirs, frozenset(mine))):
+            alone = next((case_id for case_id in plan if case_id not in other), None)
+            if alone is not None:
+                plans = f"different plans, of {len(mine)} and {len(theirs)} cases"
+                raise SpecError(f"{run.path} and {first.path} are of {plans}: {alone} is only in that of {path}")
 
     def _refuse_overlap(self, run: StoredRun) -> None:
         shard = run.manifest.shard
@@ -233,18 +247,22 @@ class _Joined:
         return True
 
     def _missing_shards(self) -> tuple[Part, ...]:
-        count = next((part.count for part in self._parts), 0)
-        everyone = (Part(index=index, count=count) for index in range(count))
-        return tuple(part for part in everyone if part not in self._parts)
+        elsewhere = self._plan - self._dealt.keys()
+        if not self._parts or not elsewhere or elsewhere & self._seen.keys():
+            return ()
+        count = next(iter(self._parts)).count
+        having = (Part(index=index, count=count) for index in range(shards_with_cases(self._plan, count)))
+        return tuple(part for part in having if part not in self._parts)
 
 
 def _refuse_folders(paths: Sequence[Path], out: Path) -> None:
-    if len(paths) < 2:
+    if not paths or (len(paths) == 1 and not _is_all_of_its_plan(load_manifest(paths[0]))):
         raise SpecError("a merge joins two runs or more")
     known: dict[Path, Path] = {}
     for path in paths:
-        if known.setdefault(path.resolve(), path) is not path:
+        if path.resolve() in known:
             raise SpecError(f"{path} is given twice")
+        known[path.resolve()] = path
     if out.is_symlink() or out.resolve().exists():
         raise SpecError(f"{out} exists already; choose another folder")
     for folder, path in known.items():
@@ -252,8 +270,28 @@ def _refuse_folders(paths: Sequence[Path], out: Path) -> None:
             raise SpecError(f"{out} lies in {path}, which is to be merged; choose another folder")
 
 
+def _is_all_of_its_plan(manifest: Manifest) -> bool:
+    """Tell whether a run is a shard for which all cases were, and for the others none."""
+    return manifest.shard is not None and set(manifest.plan) == set(manifest.shard.whole)
+
+
 def _whole_plan(manifest: Manifest) -> tuple[str, ...]:
     return manifest.plan if manifest.shard is None else manifest.shard.whole
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; where what follows fails, take away again those that were not there."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in new:
+            # Where somebody else has put something into one meanwhile, it stays, and so do those above it.
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import EnergyCalibration, Outcome, Record
 from infsa_bench.schedule import Plan
 from infsa_bench.spec import EXECUTIONS, LADDER, PHASES, PRECISIONS, Case, Sweep
-from infsa_bench.store import RECORDS, RunWriter
+from infsa_bench.store import RECORDS, RunWriter, load_manifest
 from infsa_bench.sweep import run_plan
 from infsa_models.registry import CONFIGS, MECHANISMS
 
@@ -178,7 +178,7 @@ def run(
 def resume(plan: Plan, folder: Path) -> tuple[int, float]:
     """Open a run again; return how many cells are left and what finding that out took."""
     started = time.process_time()
-    with RunWriter(folder, make_manifest([case.id for case in plan.cases])) as writer:
+    with RunWriter(folder, load_manifest(folder)) as writer:
         plan.dominance(writer.recorded)
         left = len(plan.todo(writer.recorded))
     return left, time.process_time() - started

@@ -12,7 +12,7 @@ import pytest
 from sample_records import make_case
 
 from infsa_bench.analyze.predict import TIMED_PASSES, Predictor
-from infsa_bench.dealing import NOMINAL_FLOPS_PER_SECOND, deal
+from infsa_bench.dealing import NOMINAL_FLOPS_PER_SECOND, deal, shards_with_cases
 from infsa_bench.energy_plan import ENERGY_PRESETS
 from infsa_bench.errors import SpecError
 from infsa_bench.protocol import PROTOCOLS
@@ -93,6 +93,10 @@ def test_more_replicates_leave_every_cell_where_it_is() -> None:
         assert [case.cell for case in few] == [case.cell for case in many if case.replicate == 0]
 
 
+def test_names_of_no_form_that_a_case_has_are_taken_for_groups() -> None:
+    assert shards_with_cases(["", "a", "a", "infsa", "infsa/softmax", "//"], 9) > 0
+
+
 IN_ANOTHER_PROCESS = """
 from test_dealing import cases_of, parts_of
 print([[case.id for case in part] for part in parts_of(cases_of(), 7)])
@@ -114,6 +118,21 @@ def test_there_may_be_more_parts_than_cells() -> None:
     cases = (make_case(), make_case(resolution=384))
     assert [len(part) for part in parts_of(cases, 4, "cpu")] == [1, 1, 0, 0]
     assert parts_of(cases, 4, "cpu")[0] == cases[1:]
+
+
+def test_which_shards_have_cases_follows_from_the_names_of_the_cases() -> None:
+    """Also where a mechanism has dots in its name, or a value of an option has what else stands between parts."""
+    cells = [
+        make_case(mechanism=mechanism, resolution=resolution, implementation=implementation, options=options)
+        for mechanism in ("softmax", "package.module:Class")
+        for resolution in LADDER[:2]
+        for implementation, options in (("reference", ()), ("fast", ()), ("fast", (("backend", "a/b"),)))
+    ]
+    cells = [cell for cell in cells if ":" not in cell.mechanism or cell.resolution == LADDER[0]]
+    cases = tuple(replace(cell, replicate=replicate) for replicate in range(2) for cell in cells)
+    for count, having in ((1, 1), (2, 2), (3, 3), (4, 3), (9, 3)):
+        assert shards_with_cases([case.id for case in cases], count) == having
+        assert [bool(part) for part in parts_of(cases, count)] == [index < having for index in range(count)]
 
 
 @pytest.mark.parametrize(("text", "part"), [("0/1", (0, 1)), ("2/3", (2, 3)), ("07/10", (7, 10))])

@@ -135,6 +135,59 @@ def test_what_is_missing_is_known_and_can_be_merged_later(tmp_path: Path) -> Non
     assert "4 records were in several runs, and the same" in describe_merged(merged, 4, Path("x"))[0]
 
 
+def dealt(folder: Path, index: int, count: int) -> Path:
+    """A shard as it is dealt out where no two cases have a cell in common: one each, or more of fewer shards."""
+    return write(folder / f"shard-{index}-of-{count}", manifest_of(index, count))
+
+
+def test_a_shard_for_which_there_were_no_cases_is_not_missing(tmp_path: Path) -> None:
+    paths = [dealt(tmp_path, index, 8) for index in range(6)]
+    merged = merge(paths, tmp_path / "all")
+    assert (merged.recorded, merged.missing_shards) == (6, ())
+    merged = merge([*paths[:2], *paths[3:]], tmp_path / "some")
+    assert (merged.recorded, merged.missing_shards) == (5, (Part(index=2, count=8),))
+
+
+def test_replicates_and_implementations_do_not_make_more_shards(tmp_path: Path) -> None:
+    """They stay with their cell: of two cells there are two shards that have cases."""
+    cases = [
+        make_record(mechanism=mechanism, implementation=implementation, options=options, replicate=replicate).case
+        for replicate in (0, 1)
+        for mechanism in ("softmax", "agent", "package.module:Class")
+        for implementation, options in (("reference", ()), ("fast", ()), ("fast", (("backend", "math"),)))
+    ]
+    whole = tuple(case.id for case in cases)
+    paths = []
+    for index, mechanism in enumerate(("softmax", "agent")):
+        plan = tuple(case.id for case in cases if case.mechanism == mechanism)
+        shard = Shard(part=Part(index=index, count=9), whole=whole)
+        paths.append(write(tmp_path / mechanism, replace(make_manifest(plan), shard=shard), []))
+    assert merge(paths, tmp_path / "out").missing_shards == (Part(index=2, count=9),)
+
+
+def test_no_shard_is_missing_whose_cases_came_with_another_run(tmp_path: Path) -> None:
+    paths = shards(tmp_path, 6)
+    merge(paths[:2], tmp_path / "part")
+    merged = merge([tmp_path / "part", *paths[2:]], tmp_path / "all")
+    assert (merged.recorded, merged.missing_shards) == (6, ())
+    # Of which shards the other run's cases were is not known, so that none is named.
+    merged = merge([tmp_path / "part", *paths[3:]], tmp_path / "some")
+    assert (merged.recorded, merged.missing_shards) == (5, ())
+    assert describe_merged(merged, 4, Path("some"))[2].startswith("1 cases have no record.")
+
+
+def test_a_single_shard_that_has_all_cases_becomes_the_whole_run(tmp_path: Path) -> None:
+    """What an array job leaves behind where its plan was of one cell."""
+    shard = Shard(part=Part(index=0, count=2), whole=WHOLE[:1])
+    only = write(tmp_path / "only", replace(make_manifest(WHOLE[:1]), shard=shard))
+    merged = merge([only], tmp_path / "out")
+    assert (merged.recorded, merged.missing_shards) == (1, ())
+    assert load(tmp_path / "out").manifest == replace(make_manifest(WHOLE[:1]), command=COMMAND)
+    assert describe_merged(merged, 1, Path("out"))[0] == "1 run merged: 1 of 1 cases are recorded"
+    with pytest.raises(SpecError, match="joins two runs or more"):
+        merge([tmp_path / "out"], tmp_path / "again")
+
+
 def test_a_shard_that_was_interrupted(tmp_path: Path) -> None:
     paths = shards(tmp_path)[:2]
     paths.append(write(tmp_path / "interrupted", manifest_of(2), RECORDED[2:3]))
@@ -203,6 +256,13 @@ def test_of_different_machines_everything_comes_along(tmp_path: Path) -> None:
     assert run.all_peaks == (HERE, THERE)
     assert run.manifest.created_utc == "2025-12-31T00:00:00+00:00"
     assert run.manifest.settings.time_budget_seconds == 240.0
+
+
+def test_of_runs_of_which_one_had_no_budget_the_whole_has_none(tmp_path: Path) -> None:
+    without = manifest_of(1, settings=replace(SETTINGS, time_budget_seconds=None))
+    paths = [write(tmp_path / "one", manifest_of(0)), write(tmp_path / "two", without)]
+    for index, order in enumerate((paths, paths[::-1])):
+        assert merge(order, tmp_path / f"out-{index}").manifest.settings.time_budget_seconds is None
 
 
 def test_no_row_mixes_machines_and_each_is_named_where_its_rows_stand(tmp_path: Path) -> None:
@@ -328,7 +388,12 @@ REFUSED: dict[str, tuple[Spoil, type[Exception], str]] = {
     "a whole plan that is another": (
         lambda paths, out: rewrite(paths[1], make_manifest(WHOLE[:5])),
         SpecError,
-        "different plans",
+        f"different plans, of 5 and 6 cases: {WHOLE[5]} is only in that of .*shard-0",
+    ),
+    "a plan of as many cases that is another": (
+        lambda paths, out: rewrite(paths[1], make_manifest((*WHOLE[:5], make_record(resolution=512).case.id)), []),
+        SpecError,
+        f"different plans, of 6 and 6 cases: {make_record(resolution=512).case.id} is only in that of .*shard-1",
     ),
     "the same shard": (
         lambda paths, out: paths.append(write(out.parent / "again", manifest_of(1))),
@@ -353,6 +418,7 @@ REFUSED: dict[str, tuple[Spoil, type[Exception], str]] = {
         SpecError,
         "is given twice",
     ),
+    "the same by one name": (lambda paths, out: paths.append(paths[0]), SpecError, "is given twice"),
     "only one": (lambda paths, out: paths.__delitem__(slice(1, None)), SpecError, "joins two runs or more"),
     "no run": (lambda paths, out: paths.append(out.with_name("nothing")), SpecError, "nothing is no run"),
     "torn": (torn, SchemaError, "the last line is torn"),
@@ -391,10 +457,13 @@ def test_what_does_not_go_together_is_refused_and_leaves_nothing(tmp_path: Path,
     paths, out = shards(tmp_path), tmp_path / "out"
     spoil(paths, out)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(error, match=message) as caught:
-        merge(paths, out)
-    assert "\n" not in str(caught.value)
-    assert sorted(tmp_path.rglob("*")) == before
+    # Nor do folders that were made for it.
+    places = [out] if what.startswith("onto") else [out, tmp_path / "new" / "deep" / "out"]
+    for place in places:
+        with pytest.raises(error, match=message) as caught:
+            merge(paths, place)
+        assert "\n" not in str(caught.value)
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_run_that_is_being_written_is_refused(tmp_path: Path) -> None:

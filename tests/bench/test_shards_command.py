@@ -5,13 +5,21 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_cli import CommandLine, Result, fake_launcher, planned
 
+import infsa_bench
 from infsa_bench.analyze.run import load_run
+from infsa_bench.commands import sharding
+from infsa_bench.dealing import deal
+from infsa_bench.errors import SpecError
 from infsa_bench.record import Measurement
+from infsa_bench.shard import Part
+from infsa_bench.spec import Case
 from infsa_bench.store import StoredRun, load, load_manifest
 
 FEW = ("sweep", "--mechanisms", "softmax,agent,soft", "--res", "32,64", "--device", "cpu", "--no-peaks", "--no-report")
@@ -90,12 +98,79 @@ def test_what_a_merge_says_is_missing_can_be_typed(run: CommandLine) -> None:
         (["--shard", "one"], "--shard 'one' is no shard: write i/n"),
         (["--shard", "0/0"], "there may be 1 to"),
         (["--shard="], "--shard '' is no shard"),
-        (["--shard", "9/20"], "nothing is left for --shard 9/20: the plan has too few cells for so many shards"),
     ],
 )
 def test_what_is_no_shard_is_refused_in_one_line(run: CommandLine, words: list[str], message: str) -> None:
     refused(run(*FEW, *words, "--out", "results/x"), message)
     assert not list(run.folder.iterdir())
+
+
+@pytest.mark.parametrize("words", [(), ("--resume",), ("--dry-run",), ("--no-report",)])
+def test_a_shard_without_cells_has_nothing_to_do_and_leaves_nothing(run: CommandLine, words: tuple[str, ...]) -> None:
+    """A task of an array job must not have failed for that."""
+    line = "--shard 9/20 has nothing to do: the plan has too few cells for so many shards\n"
+    result = run(*FEW[:-1], "--shard", "9/20", "--out", "results/9", *words)
+    assert (result.code, result.out, result.err) == (0, line, "")
+    assert not list(run.folder.iterdir())
+
+
+def test_shards_without_cells_are_missed_by_nobody(run: CommandLine) -> None:
+    count = 8
+    for index in range(count):
+        done(shard(run, index, count=count))
+    folders = sorted(map(str, Path("results").iterdir()))
+    assert folders == [f"results/{index}" for index in range(6)]
+    result = done(run("merge", *folders, "--out", "merged"))
+    assert result.out == "6 runs merged: 6 of 6 cases are recorded\nrecords: merged\n"
+    result = done(run("merge", *folders[1:], "--out", "some"))
+    assert "missing: shard 0/8\n" in result.out
+    # Of one cell one shard is all that there is.
+    for index in range(2):
+        one = ("--mechanisms", "softmax", "--res", "32", "--device", "cpu", "--no-peaks", "--no-report")
+        done(run("sweep", *one, "--shard", f"{index}/2", "--out", f"one/{index}"))
+    assert "1 run merged: 1 of 1 cases are recorded\n" in done(run("merge", "one/0", "--out", "one/all")).out
+
+
+def test_a_shard_of_table_1_without_cells(run: CommandLine) -> None:
+    words = ("--measure", "--device", "cpu", "--impl", "fast", "--phase", "infer", "--energy", "none")
+    result = run("table1", "results/x", *words, "--shard", "98/99", "--format", "csv")
+    # What is printed besides the table is not printed where that is.
+    assert (result.code, result.out) == (0, "")
+    assert result.err == "--shard 98/99 has nothing to do: the plan has too few cells for so many shards\n"
+    assert not list(run.folder.iterdir())
+
+
+def test_to_a_program_a_shard_without_cells_is_an_error(run: CommandLine) -> None:
+    """There is no run that it could get."""
+    with pytest.raises(SpecError, match="--shard 1/2 has nothing to do"):
+        infsa_bench.run_sweep(mechanisms="softmax", impl="reference", res=32, device="cpu", shard="1/2", is_quiet=True)
+
+
+def test_a_shard_that_would_be_of_other_cells_now_is_not_gone_on_with(
+    run: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version deals otherwise: the shard would have cells of its own and of another one, for good."""
+    done(shard(run, 0, "--replicates", "2"))
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+
+    def one_further(cases: tuple[Case, ...], part: Part, *others: Any) -> tuple[Case, ...]:
+        return deal(cases, replace(part, index=(part.index + 1) % part.count), *others)
+
+    def none(cases: tuple[Case, ...], part: Part, *others: Any) -> tuple[Case, ...]:
+        return ()
+
+    def fewer(cases: tuple[Case, ...], part: Part, *others: Any) -> tuple[Case, ...]:
+        return deal(cases, part, *others)[1:]
+
+    for dealt in (one_further, none, fewer):
+        monkeypatch.setattr(sharding, "deal", dealt)
+        message = "results/0 holds shard 0/3 with other cells than it would have now: another version, or another order"
+        refused(shard(run, 0, "--resume"), message)
+        assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+    monkeypatch.setattr(sharding, "deal", deal)
+    # Neither more replicates are other cells nor fewer.
+    for replicates in ("1", "3"):
+        done(shard(run, 0, "--resume", "--replicates", replicates))
 
 
 def test_a_run_is_gone_on_with_as_what_it_is(run: CommandLine) -> None:

@@ -66,7 +66,7 @@ def describe_merged(merged: Merged, runs: int, out: Path) -> list[str]:
     """Return what came of a merge, a line each."""
     planned = len(merged.manifest.plan)
     environments = len(merged.manifest.environments)
-    line = f"{runs} runs merged: {merged.recorded} of {planned} cases are recorded"
+    line = f"{runs} run{'' if runs == 1 else 's'} merged: {merged.recorded} of {planned} cases are recorded"
     line += f", in {environments} environments, which no row of a table mixes" if environments > 1 else ""
     line += f"; {merged.repeated} records were in several runs, and the same" if merged.repeated else ""
     lines = [line]

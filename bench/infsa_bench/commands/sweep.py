@@ -31,9 +31,15 @@ from infsa_bench.commands.resuming import (
     refuse_other_hardware,
     say_how_to_go_on,
 )
-from infsa_bench.commands.sharding import cases_of_part, refuse_another_part, resumed_shard, shard_of
+from infsa_bench.commands.sharding import (
+    cases_of_part,
+    refuse_another_part,
+    resumed_shard,
+    say_nothing_to_do,
+    shard_of,
+)
 from infsa_bench.energy_plan import EnergyPreset, energy_preset
-from infsa_bench.errors import SpecError, SweepStoppedError
+from infsa_bench.errors import EmptyShardError, SpecError, SweepStoppedError
 from infsa_bench.execute.engines import Engine
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.execute.messages import Hello
@@ -62,7 +68,10 @@ def sweep(request: SweepRequest, console: Console) -> int:
     """
     if request.per_accelerator:
         return _sweep_fleet(request, console)
-    out = measure(request, console)
+    try:
+        out = measure(request, console)
+    except EmptyShardError as error:
+        return say_nothing_to_do(console, error)
     if request.dry_run:
         return 0
     if out is None:
@@ -81,6 +90,8 @@ def _sweep_fleet(request: SweepRequest, console: Console) -> int:
     out = request.out or _default_out("fleet", None)
     words = request.words if request.out else (*request.words, "--out", str(out))
     code, folders = run_on_each(request, out, words_for_sweep(words), console)
+    # A shard for which there were no cells has none.
+    folders = [folder for folder in folders if folder.exists()]
     if code == INTERRUPTED:
         say_how_to_go_on(console, request.program, words, out, out)
     elif code == 0 and request.report and not request.dry_run and len(folders) > 1:
@@ -100,6 +111,7 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
 
     Raises:
         SpecError: an option makes no sense, the device cannot be used, or the output folder is taken.
+        EmptyShardError: for the shard that is asked for there are no cases.
         SchemaError, RunLockedError: as :class:`~infsa_bench.store.RunWriter`.
         SweepStoppedError: the device or the disk gave up.
     """
@@ -116,7 +128,7 @@ def measure(request: SweepRequest, console: Console, cases_of: CasesOf = cases_o
         preset = energy_preset(energy, protocol)
         if not whole:
             raise SpecError(f"no cell: of --mechanisms {request.mechanisms} none has --impl {request.impl}")
-        cases = cases_of_part(whole, options, device_type, preset)
+        cases = cases_of_part(whole, options, device_type, preset, earlier)
         engine.check(tuple(dict.fromkeys(case.mechanism for case in cases if ":" in case.mechanism)))
         if options.memory_limit_bytes is not None:
             engine.limit_memory(options.memory_limit_bytes)
@@ -221,7 +233,7 @@ def _manifest(
     """Return a new manifest, or that of the run to be resumed with the new cases added to its plan.
 
     Raises:
-        SpecError: the run to be resumed has other settings, or is a shard of other cells.
+        SpecError: the run to be resumed has other settings, or is a shard of other cells, or of a plan of others.
     """
     ids = tuple(case.id for case in cases)
     if earlier is None:
@@ -241,7 +253,7 @@ def _manifest(
         earlier,
         settings=replace(earlier.settings, protocol=protocol),
         plan=tuple(dict.fromkeys([*earlier.plan, *ids])),
-        shard=resumed_shard(request.out, earlier.shard, shard),
+        shard=resumed_shard(request.out, earlier, shard, ids),
     )
 
 

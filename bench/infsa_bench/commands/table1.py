@@ -18,8 +18,9 @@ from infsa_bench.commands.fleet import run_on_each, words_for_table
 from infsa_bench.commands.options import SweepRequest, parse_implementations
 from infsa_bench.commands.report import announce, write_report
 from infsa_bench.commands.resuming import INTERRUPTED, say_how_to_go_on
+from infsa_bench.commands.sharding import say_nothing_to_do
 from infsa_bench.commands.sweep import cases_of_axes, measure
-from infsa_bench.errors import SpecError, UnknownNameError
+from infsa_bench.errors import EmptyShardError, SpecError, UnknownNameError
 from infsa_bench.paper import ABLATION_BATCH_SIZE, ABLATION_CONFIG, ABLATION_RESOLUTION, published_ablation
 from infsa_bench.report.ablation import (
     ablation_csv,
@@ -94,7 +95,10 @@ def print_table(request: Table1Request, console: Console) -> int:
         return _print_fleet(request, sweep_request, out, console)
     # What is printed besides the table must not get into a file that it is written to.
     progress = console if request.form == TERMINAL else Console(stderr=True)
-    measured = measure(sweep_request, progress, ablation_cases if request.is_ablation else table_cases)
+    try:
+        measured = measure(sweep_request, progress, ablation_cases if request.is_ablation else table_cases)
+    except EmptyShardError as error:
+        return say_nothing_to_do(progress, error)
     if sweep_request.dry_run:
         return 0
     if measured is None:
@@ -110,6 +114,8 @@ def _print_fleet(request: Table1Request, sweep: SweepRequest, out: Path, console
     if request.form != TERMINAL:
         raise SpecError(f"--format {request.form}: measure on each accelerator type first, then print the run of each")
     code, folders = run_on_each(sweep, out, words_for_table(sweep.words, str(out)), console)
+    # A shard for which there were no cells has none.
+    folders = [folder for folder in folders if folder.exists()]
     if code == INTERRUPTED:
         say_how_to_go_on(console, sweep.program, sweep.words, out, out)
     elif code == 0 and not sweep.dry_run and len(folders) > 1:
