@@ -21,7 +21,6 @@ from test_cli import CommandLine, run
 
 from infsa_bench.analyze.frame import to_frame
 from infsa_bench.analyze.run import Run, load_run
-from infsa_bench.commands.fleet import words_for_sweep, words_for_table
 from infsa_bench.errors import SpecError
 from infsa_bench.execute.engines import Ended, Task
 from infsa_bench.execute.launcher import Patience
@@ -354,12 +353,3 @@ def test_a_program_that_wants_one_run_is_not_given_several() -> None:
 
     with pytest.raises(SpecError, match="--per-accelerator makes several runs"):
         infsa_bench.run_sweep(engine="ray", per_accelerator=True)
-
-
-def test_words_are_those_that_were_typed_but_for_the_folder() -> None:
-    words = ["sweep", "--out", "results/x", "--engine", "ray", "--per-accelerator", "--res=32"]
-    expected = ["sweep", "--engine", "ray", "--res=32", "--out", "a"]
-    assert words_for_sweep(words)(Path("a")) == expected
-    assert words_for_sweep(["sweep", "--out=results/x", *expected[1:4]])(Path("a")) == expected
-    table = ["table1", "--against", "results/x", "results/x", "--per-accelerator", "--measure"]
-    assert words_for_table(table, "results/x")(Path("a")) == ["table1", "--against", "results/x", "a", "--measure"]

@@ -19,6 +19,7 @@ from rich.console import Console
 from infsa_bench.commands.measuring import PYTHON
 from infsa_bench.commands.options import RAY_ADDRESS, SweepRequest, check_options
 from infsa_bench.commands.resuming import INTERRUPTED
+from infsa_bench.commands.table1_words import with_run
 from infsa_bench.errors import SpecError
 from infsa_bench.execute.process import environment_for_python
 from infsa_bench.execute.ray_cluster import Cluster, accelerator_types
@@ -43,7 +44,9 @@ def run_on_each(request: SweepRequest, out: Path, words_of: WordsOf, console: Co
     if not types:
         raise SpecError(f"no node of the Ray cluster names an accelerator type: leave {FLAG} out")
     folders = {name: out.with_name(f"{out.name}-{re.sub(r'[^A-Za-z0-9.-]', '-', name)}") for name in types}
-    commands = [[*PYTHON, *words_of(folder), "--accelerator", name] for name, folder in folders.items()]
+    # Not at the end, where it might stand after "--".
+    typed = {name: words_of(folder) for name, folder in folders.items()}
+    commands = [[*PYTHON, verb, "--accelerator", name, *rest] for name, (verb, *rest) in typed.items()]
     console.print(f"accelerator types: {', '.join(types)}", highlight=False, markup=False, soft_wrap=True)
     return _run_all(dict(zip(types, commands, strict=True)), console), list(folders.values())
 
@@ -60,15 +63,10 @@ def words_for_sweep(words: Sequence[str]) -> WordsOf:
     return lambda folder: [*kept, "--out", str(folder)]
 
 
-def words_for_table(words: Sequence[str], run: str) -> WordsOf:
-    """Return what to type for another folder in the place of ``run``, which is an argument by itself."""
-    kept = [word for word in words if word != FLAG]
-    places = [index for index, word in enumerate(kept) if word == run and kept[index - 1] != "--against"]
-
-    def words_of(folder: Path) -> list[str]:
-        return [str(folder) if index in places[:1] else word for index, word in enumerate(kept)]
-
-    return words_of
+def words_for_table(words: Sequence[str]) -> WordsOf:
+    """Return what to type for another folder in the place of the run, which is an argument by itself."""
+    verb, *kept = (word for word in words if word != FLAG)
+    return lambda folder: [verb, *with_run(kept, folder)]
 
 
 def _run_all(commands: dict[str, list[str]], console: Console) -> int:

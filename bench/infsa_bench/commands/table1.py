@@ -109,7 +109,7 @@ def _print_fleet(request: Table1Request, sweep: SweepRequest, out: Path, console
     """Measure and print the table on every accelerator type; return the exit code."""
     if request.form != TERMINAL:
         raise SpecError(f"--format {request.form}: measure on each accelerator type first, then print the run of each")
-    code, folders = run_on_each(sweep, out, words_for_table(sweep.words, str(out)), console)
+    code, folders = run_on_each(sweep, out, words_for_table(sweep.words), console)
     if code == INTERRUPTED:
         say_how_to_go_on(console, sweep.program, sweep.words, out, out)
     elif code == 0 and not sweep.dry_run and len(folders) > 1:
