@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from test_cli import CommandLine, run
 
 from infsa_bench.commands.fleet import run_all, words_for_sweep, words_for_table
+from infsa_bench.execute.ray_cluster import Node
+
+__all__ = ["run"]
 
 PARENT = """
 import json, sys
@@ -105,6 +110,66 @@ def test_the_run_of_a_table_is_found_however_it_is_written(typed: str, expected:
     words_of = words_for_table(["table1", *typed.split()])
     assert words_of(Path("OUT")) == ["table1", *expected.split()]
     assert words_of(Path("other"))[1:] == expected.replace("OUT", "other").split()
+
+
+class SomeNodes:
+    """A cluster that need not be there, with nodes of these accelerator types."""
+
+    types: tuple[str, ...] = ()
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def nodes(self) -> list[Node]:
+        return [
+            Node(id=str(index), name=f"node-{index}", gpus=1, cores=1, accelerators=frozenset({name} - {""}))
+            for index, name in enumerate(self.types)
+        ]
+
+    def __enter__(self) -> SomeNodes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def some_nodes(run: CommandLine, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    """The command line in front of such a cluster, where commands are printed instead of run."""
+    monkeypatch.setattr(SomeNodes, "types", ("H100", "", "A100 SXM"))
+    monkeypatch.setattr("infsa_bench.commands.fleet.Cluster", SomeNodes)
+    monkeypatch.setattr("infsa_bench.commands.fleet.PYTHON", (sys.executable, "-c", "import sys; print(sys.argv[1:])"))
+    return run
+
+
+def test_each_type_has_a_command_and_nodes_without_one_are_named(some_nodes: CommandLine) -> None:
+    words = ["--engine", "ray", "--per-accelerator", "--dry-run"]
+    result = some_nodes("table1", "./x/", "--measure", *words)
+    assert result.code == 0, result.err
+    assert "left out, for they have no accelerator type: node-1\n" in result.err
+    kept = ["--measure", "--engine", "ray", "--dry-run"]
+    first, *commands = result.out.splitlines()
+    assert first == "accelerator types: A100 SXM, H100"
+    assert sorted(commands) == [
+        f"A100 SXM: {['table1', '--accelerator', 'A100 SXM', 'x-A100-SXM', *kept]}",
+        f"H100: {['table1', '--accelerator', 'H100', 'x-H100', *kept]}",
+    ]
+
+
+def test_shards_that_start_at_once_have_folders_of_their_own(some_nodes: CommandLine) -> None:
+    words = ["--engine", "ray", "--per-accelerator", "--dry-run", "--shard"]
+    for command in (["sweep"], ["table1", "--measure"]):
+        outs = [re.findall(r"'(results/[^']+)'", some_nodes(*command, *words, f"{index}/2").out) for index in (0, 1)]
+        for index, folders in enumerate(outs):
+            assert len(folders) == 2
+            assert all(re.search(rf"-shard-{index}-of-2-(A100-SXM|H100)$", folder) for folder in folders)
+
+
+@pytest.mark.parametrize("out", [".", "..", "x/.."])
+def test_a_folder_without_a_name_is_refused(some_nodes: CommandLine, out: str) -> None:
+    result = some_nodes("sweep", "--engine", "ray", "--per-accelerator", "--out", out)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert f"{out}: with --per-accelerator name a folder" in result.err
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from infsa_bench.analyze.run import Run, load_run
 from infsa_bench.errors import SpecError
 from infsa_bench.execute.engines import Ended, Task
 from infsa_bench.execute.launcher import Patience
-from infsa_bench.execute.ray_cluster import Cluster, accelerator_types
+from infsa_bench.execute.ray_cluster import Cluster, accelerator_types, nodes_with
 from infsa_bench.execute.ray_engine import RayEngine
 from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import Measurement
@@ -277,8 +277,8 @@ def test_a_lost_worker_process_is_lost_alone(machines: Machines, monkeypatch: py
         return Task(case=case, protocol=which, patience=patience, limit_seconds=None, energy=None)
 
     with Cluster(machines.address) as cluster:
-        assert accelerator_types(cluster, "auto") == ["A100", "H100"]
-        with pytest.raises(SpecError, match="has a core of accelerator type H200 to lend"):
+        assert accelerator_types(nodes_with(cluster, "auto")[1]) == ["A100", "H100"]
+        with pytest.raises(SpecError, match=r"has a core of accelerator type H200 to lend; there are A100, H100$"):
             RayEngine(cluster, "cpu", "H200")
         with pytest.raises(SpecError, match="has a GPU of accelerator type H100 to lend"):
             RayEngine(cluster, "cuda", "H100")
@@ -336,6 +336,8 @@ def test_without_ray_it_says_what_to_install(run: CommandLine, monkeypatch: pyte
         (["--engine", "ray", "--accelerator", "A100", "--per-accelerator"], "one or all of them, not both"),
         (["--per-accelerator"], "--per-accelerator: only together with --engine ray"),
         (["--accelerator", "A100"], "--accelerator: only together with --engine ray"),
+        (["--accelerator", ""], "--accelerator: only together with --engine ray"),
+        (["--ray-address", ""], "--ray-address: only together with --engine ray"),
         (["--ray-address", "auto"], "--ray-address: only together with --engine ray"),
         (["--engine", "ray", "--accelerator", ""], "--accelerator is empty"),
         (["--engine", "ray", "--ray-address", ""], "--ray-address is empty"),

@@ -27,7 +27,7 @@ from infsa_bench.commands.step_process import POLL_SECONDS, noting_signals, prep
 from infsa_bench.commands.table1_words import with_run
 from infsa_bench.errors import SpecError
 from infsa_bench.execute.process import environment_for_python
-from infsa_bench.execute.ray_cluster import Cluster, accelerator_types
+from infsa_bench.execute.ray_cluster import Cluster, accelerator_types, nodes_with, without_type
 
 FLAG = "--per-accelerator"
 GRACE_SECONDS = 60.0
@@ -46,8 +46,11 @@ def run_on_each(request: SweepRequest, out: Path, words_of: WordsOf, console: Co
         SpecError: an option makes no sense, or the cluster has no accelerator types.
     """
     check_options(request)
+    if out.name in ("", ".."):
+        raise SpecError(f"{out}: with {FLAG} name a folder, for those of the types are called after it")
     with Cluster(request.ray_address or RAY_ADDRESS) as cluster:
-        types = accelerator_types(cluster, request.device)
+        _, nodes = nodes_with(cluster, request.device)
+    types = accelerator_types(nodes)
     if not types:
         raise SpecError(f"no node of the Ray cluster names an accelerator type: leave {FLAG} out")
     folders = {name: out.with_name(f"{out.name}-{re.sub(r'[^A-Za-z0-9.-]', '-', name)}") for name in types}
@@ -55,6 +58,9 @@ def run_on_each(request: SweepRequest, out: Path, words_of: WordsOf, console: Co
     typed = {name: words_of(folder) for name, folder in folders.items()}
     commands = [[*PYTHON, verb, "--accelerator", name, *rest] for name, (verb, *rest) in typed.items()]
     console.print(f"accelerator types: {', '.join(types)}", highlight=False, markup=False, soft_wrap=True)
+    if untyped := without_type(nodes):
+        line = f"left out, for they have no accelerator type: {', '.join(untyped)}"
+        Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
     return run_all(dict(zip(types, commands, strict=True)), console), list(folders.values())
 
 
