@@ -222,6 +222,28 @@ def test_an_interrupt_ends_the_workers_on_the_nodes_and_resuming_goes_on(machine
     assert (len(stored.records), stored.superseded) == (8, 0)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_fleet_that_is_ended_leaves_nothing_running(
+    machines: Machines, tmp_path: Path, number: signal.Signals
+) -> None:
+    machines.want(A100=1, H100=1)
+    words = machines.sweep(*FORTY, "--per-accelerator", "--out", "results/x", "--no-report")
+    fleet = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for name in ("A100", "H100"):
+        wait_for_records(tmp_path / f"results/x-{name}", 1, fleet)
+    assert len(processes("--accelerator")) == 2
+    fleet.send_signal(number)
+    out, err = fleet.communicate(timeout=90)
+    if number == signal.SIGTERM:
+        assert fleet.returncode == 130, err
+        assert out.count("interrupted; what is recorded is kept. To go on: ") == 3
+        assert processes("--accelerator") == []
+    end = time.monotonic() + 30
+    while processes("--accelerator") + processes("infsa_bench.execute.worker") and time.monotonic() < end:
+        time.sleep(0.1)
+    assert processes("--accelerator") + processes("infsa_bench.execute.worker") == []
+
+
 @pytest.mark.soak
 def test_what_is_not_measured_works_there_too(machines: Machines, tmp_path: Path) -> None:
     """A dry run, a limit of memory, a budget that has room for nothing, a module that is none."""
