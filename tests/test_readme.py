@@ -190,6 +190,14 @@ exec {python} -m infsa_bench "$command" "$@"
 """
 
 
+def test_the_array_job_of_the_readme_says_how_many_tasks_and_cores_it_has() -> None:
+    """Slurm refuses ``--gpus-per-task`` without a number of tasks or GPUs, and gives a task one core if not asked."""
+    script, _ = code_blocks("sh")
+    options = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", script, re.MULTILINE))
+    assert options["ntasks"] == options["gpus-per-task"] == "1"
+    assert int(options["cpus-per-task"]) > 1
+
+
 def test_the_array_job_of_the_readme_runs_as_a_loop(tmp_path: Path) -> None:
     """Each task as Slurm would start it, with real workers; one of them twice, as after it was stopped."""
     script, afterwards = code_blocks("sh")

@@ -106,6 +106,7 @@ BAD_OPTIONS = {
     "unknown device in a list": (["--device", "cuda:0,tpu"], "unknown device 'tpu'; write auto, cpu, cuda:N, several"),
     "empty device": (["--device", "cuda:0,"], "unknown device ''"),
     "a GPU twice": (["--device", "cuda:1,cuda:0,cuda:1"], "cuda:1 stands there twice"),
+    "a GPU by two indices": (["--device", "cuda:0,cuda:00"], "cuda:0 stands there twice"),
     "a GPU by two names": (["--device", "cuda,cuda:0"], "cuda:0 stands there twice"),
     "GPU and processor": (["--device", "cpu,cuda:0"], "several devices are GPUs, or workers on the processor"),
     "auto and a GPU": (["--device", "auto,cuda:0"], "several devices are GPUs, or workers on the processor"),

@@ -26,7 +26,8 @@ from sample_records import (
 
 from infsa_bench import cli, merging
 from infsa_bench.analyze.run import summarized
-from infsa_bench.commands.merge import FLAGS_OF_TABLE1, describe_merged, whole_command
+from infsa_bench.commands.merge import describe_merged, whole_command
+from infsa_bench.commands.table1_words import FLAGS_OF_TABLE1
 from infsa_bench.errors import RunLockedError, SchemaError, SpecError
 from infsa_bench.merging import Merged, merge_runs
 from infsa_bench.peaks import FURTHER_PEAKS, MeasuredPeaks

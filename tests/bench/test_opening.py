@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sample_records import ENVIRONMENT, GPU
 from test_cli import CommandLine, fake_launcher, run
 from test_local_engine import locks
 
-from infsa_bench.commands.opening import unlike_places
+from infsa_bench.commands.opening import refuse_unlike, unlike_places
+from infsa_bench.errors import SpecError
 
 __all__ = ["locks", "run"]
 
@@ -30,6 +32,41 @@ def test_every_other_kind_of_place_is_named_with_what_sets_it_apart() -> None:
         f"not alike: older and 1 more differ from one in driver version, power limit watts{end}",
         f"not alike: stale differs from one in git commit{end}",
     ]
+
+
+def test_nodes_of_one_hardware_go_together() -> None:
+    """Whatever else differs, and a trifle of memory, which drivers keep for themselves."""
+    refuse_unlike([ONE])
+    refuse_unlike([ONE, TWIN, OLDER, STALE, replace(ONE, device_memory_bytes=ONE.device_memory_bytes * 99 // 100)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"device_name": "NVIDIA L4"}, "device"),
+        ({"device_memory_bytes": 2 * ONE.device_memory_bytes}, "device memory"),
+        ({"device_name": "NVIDIA L4", "device_memory_bytes": ONE.device_memory_bytes // 2}, "device, device memory"),
+        ({"gpu": replace(GPU, mig_enabled=True)}, "MIG"),
+    ],
+)
+def test_nodes_of_different_hardware_are_refused(changes: dict[str, Any], what: str) -> None:
+    """Also a last one, and with what can be done: that the accelerator type is one helps nobody."""
+    nodes = [replace(found, accelerator="A100") for found in (ONE, TWIN, replace(ONE, node="odd", **changes))]
+    with pytest.raises(SpecError) as refused:
+        refuse_unlike(nodes)
+    expected = f"one and odd are different hardware ({what}), though both are of accelerator type A100; it is never "
+    assert str(refused.value).startswith(expected)
+    assert "as a cluster of their own, or with a type of their own for --accelerator" in str(refused.value)
+
+
+def test_nodes_on_processors_of_different_threads_are_refused() -> None:
+    with pytest.raises(SpecError, match=r"different hardware \(threads\); it is never mixed"):
+        refuse_unlike(
+            [
+                replace(ENVIRONMENT, node="one"),
+                replace(ENVIRONMENT, node="two", torch_threads=ENVIRONMENT.torch_threads + 1),
+            ]
+        )
 
 
 def test_a_sweep_says_so_before_its_first_cell(run: CommandLine, monkeypatch: pytest.MonkeyPatch, locks: Path) -> None:

@@ -21,11 +21,10 @@ from test_cli import CommandLine, run
 
 from infsa_bench.analyze.frame import to_frame
 from infsa_bench.analyze.run import Run, load_run
-from infsa_bench.commands.fleet import words_for_sweep, words_for_table
 from infsa_bench.errors import SpecError
 from infsa_bench.execute.engines import Ended, Task
 from infsa_bench.execute.launcher import Patience
-from infsa_bench.execute.ray_cluster import Cluster, accelerator_types
+from infsa_bench.execute.ray_cluster import Cluster, accelerator_types, nodes_with
 from infsa_bench.execute.ray_engine import RayEngine
 from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import Measurement
@@ -223,6 +222,28 @@ def test_an_interrupt_ends_the_workers_on_the_nodes_and_resuming_goes_on(machine
     assert (len(stored.records), stored.superseded) == (8, 0)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_fleet_that_is_ended_leaves_nothing_running(
+    machines: Machines, tmp_path: Path, number: signal.Signals
+) -> None:
+    machines.want(A100=1, H100=1)
+    words = machines.sweep(*FORTY, "--per-accelerator", "--out", "results/x", "--no-report")
+    fleet = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for name in ("A100", "H100"):
+        wait_for_records(tmp_path / f"results/x-{name}", 1, fleet)
+    assert len(processes("--accelerator")) == 2
+    fleet.send_signal(number)
+    out, err = fleet.communicate(timeout=90)
+    if number == signal.SIGTERM:
+        assert fleet.returncode == 130, err
+        assert out.count("interrupted; what is recorded is kept. To go on: ") == 3
+        assert processes("--accelerator") == []
+    end = time.monotonic() + 30
+    while processes("--accelerator") + processes("infsa_bench.execute.worker") and time.monotonic() < end:
+        time.sleep(0.1)
+    assert processes("--accelerator") + processes("infsa_bench.execute.worker") == []
+
+
 @pytest.mark.soak
 def test_what_is_not_measured_works_there_too(machines: Machines, tmp_path: Path) -> None:
     """A dry run, a limit of memory, a budget that has room for nothing, a module that is none."""
@@ -278,8 +299,8 @@ def test_a_lost_worker_process_is_lost_alone(machines: Machines, monkeypatch: py
         return Task(case=case, protocol=which, patience=patience, limit_seconds=None, energy=None)
 
     with Cluster(machines.address) as cluster:
-        assert accelerator_types(cluster, "auto") == ["A100", "H100"]
-        with pytest.raises(SpecError, match="has a core of accelerator type H200 to lend"):
+        assert accelerator_types(nodes_with(cluster, "auto")[1]) == ["A100", "H100"]
+        with pytest.raises(SpecError, match=r"has a core of accelerator type H200 to lend; there are A100, H100$"):
             RayEngine(cluster, "cpu", "H200")
         with pytest.raises(SpecError, match="has a GPU of accelerator type H100 to lend"):
             RayEngine(cluster, "cuda", "H100")
@@ -337,6 +358,8 @@ def test_without_ray_it_says_what_to_install(run: CommandLine, monkeypatch: pyte
         (["--engine", "ray", "--accelerator", "A100", "--per-accelerator"], "one or all of them, not both"),
         (["--per-accelerator"], "--per-accelerator: only together with --engine ray"),
         (["--accelerator", "A100"], "--accelerator: only together with --engine ray"),
+        (["--accelerator", ""], "--accelerator: only together with --engine ray"),
+        (["--ray-address", ""], "--ray-address: only together with --engine ray"),
         (["--ray-address", "auto"], "--ray-address: only together with --engine ray"),
         (["--engine", "ray", "--accelerator", ""], "--accelerator is empty"),
         (["--engine", "ray", "--ray-address", ""], "--ray-address is empty"),
@@ -354,12 +377,3 @@ def test_a_program_that_wants_one_run_is_not_given_several() -> None:
 
     with pytest.raises(SpecError, match="--per-accelerator makes several runs"):
         infsa_bench.run_sweep(engine="ray", per_accelerator=True)
-
-
-def test_words_are_those_that_were_typed_but_for_the_folder() -> None:
-    words = ["sweep", "--out", "results/x", "--engine", "ray", "--per-accelerator", "--res=32"]
-    expected = ["sweep", "--engine", "ray", "--res=32", "--out", "a"]
-    assert words_for_sweep(words)(Path("a")) == expected
-    assert words_for_sweep(["sweep", "--out=results/x", *expected[1:4]])(Path("a")) == expected
-    table = ["table1", "--against", "results/x", "results/x", "--per-accelerator", "--measure"]
-    assert words_for_table(table, "results/x")(Path("a")) == ["table1", "--against", "results/x", "a", "--measure"]

@@ -16,6 +16,7 @@ from test_cli import CommandLine, fake_launcher, planned, run
 from test_local_engine import locks
 
 from infsa_bench.analyze.run import load_run
+from infsa_bench.commands.options import parse_devices
 from infsa_bench.commands.resuming import refuse_other_hardware
 from infsa_bench.errors import SpecError
 from infsa_bench.execute.cores import own_cores
@@ -70,6 +71,11 @@ def test_all_is_every_gpu(fake: CommandLine) -> None:
     assert len(planned(result)) == 9
     assert "places: cuda:0, cuda:1, cuda:2, cuda:3; each worker" in result.out
     assert not (fake.folder / "results").exists()
+
+
+def test_an_index_is_a_number() -> None:
+    assert parse_devices("cuda:00,cuda:1") == ("cuda:0", "cuda:1")
+    assert parse_devices("cuda:01") == ("cuda:1",)
 
 
 def test_a_dry_run_counts_on_all_devices(fake: CommandLine) -> None:

@@ -8,15 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from infsa_bench.commands.table1_words import with_run
 from infsa_bench.errors import SpecError
 from infsa_bench.merging import Merged, merge_runs
 from infsa_bench.store import load_manifest
 
 OF_ONE_SHARD = ("--shard", "--out", "--resume")
 """Options that say which shard a run is and where it lies, not what is measured."""
-
-FLAGS_OF_TABLE1 = ("--ablation", "--dry-run", "--measure", "--per-accelerator", "--resume")
-"""Its options that no value follows."""
 
 
 def merge(paths: Sequence[Path], out: Path, console: Console) -> None:
@@ -45,21 +43,8 @@ def whole_command(command: Sequence[str], out: Path) -> tuple[str, ...]:
         elif name != "--resume" and not equals:
             next(words, None)
     if "table1" in kept[1:2]:
-        place = _place_of_run(kept)
-        return (*kept[:place], str(out), *kept[place + 1 :])
+        return (*kept[:2], *with_run(kept[2:], out))
     return (*kept, "--out", str(out))
-
-
-def _place_of_run(words: Sequence[str]) -> int:
-    """Return where in a command of ``table1`` its run stands, which is an argument by itself."""
-    is_value = False
-    for place, word in enumerate(words[2:], start=2):
-        if word == "--" and not is_value:
-            return place + 1
-        if not is_value and not word.startswith("-"):
-            return place
-        is_value = not is_value and "=" not in word and word not in FLAGS_OF_TABLE1
-    return len(words)
 
 
 def describe_merged(merged: Merged, runs: int, out: Path) -> list[str]:

@@ -10,7 +10,7 @@ from infsa_bench.commands.options import RAY_ADDRESS, SweepOptions, SweepRequest
 from infsa_bench.errors import SpecError
 from infsa_bench.execute.engines import Engine
 from infsa_bench.execute.local_engine import LocalEngine
-from infsa_bench.execute.ray_cluster import Cluster
+from infsa_bench.execute.ray_cluster import ACCELERATOR_PREFIX, Cluster
 from infsa_bench.execute.ray_engine import RayEngine
 from infsa_bench.execute.station import StartLauncher
 from infsa_bench.machine import Environment, differing_facts
@@ -33,19 +33,26 @@ def opened_engine(request: SweepRequest, options: SweepOptions, start_launcher: 
         Cluster(request.ray_address or RAY_ADDRESS) as cluster,
         RayEngine(cluster, device, request.accelerator, allow_shared=request.allow_shared) as remote,
     ):
-        first, *others = (hello.environment for hello in remote.hellos)
-        for other in others:
-            _refuse_unlike(first, other)
+        refuse_unlike([hello.environment for hello in remote.hellos])
         yield remote
 
 
-def _refuse_unlike(one: Environment, other: Environment) -> None:
-    differing = differing_hardware(one, other)
-    if differing:
-        raise SpecError(
-            f"{one.node} and {other.node} are different hardware ({', '.join(differing)}), which is never mixed in one "
-            "run: name one accelerator type with --accelerator"
-        )
+def refuse_unlike(environments: Sequence[Environment]) -> None:
+    """Refuse nodes of different hardware, though the accelerator type is one.
+
+    Raises:
+        SpecError: one differs from the first.
+    """
+    one, *others = environments
+    for other in others:
+        differing = differing_hardware(one, other)
+        if differing:
+            types = "" if one.accelerator is None else f", though both are of accelerator type {one.accelerator}"
+            raise SpecError(
+                f"{one.node} and {other.node} are different hardware ({', '.join(differing)}){types}; it is never "
+                "mixed in one run: start the nodes of each kind as a cluster of their own, or with a type of their own "
+                f"for --accelerator: ray start --resources='{{\"{ACCELERATOR_PREFIX}NAME\": 1}}'"
+            )
 
 
 def unlike_places(environments: Sequence[Environment]) -> list[str]:

@@ -148,7 +148,8 @@ def _devices_of_engine(request: SweepRequest) -> tuple[str, ...]:
             raise SpecError("--accelerator and --per-accelerator: one or all of them, not both")
         return (request.device,)
     for name in ("ray_address", "accelerator", "per_accelerator"):
-        if getattr(request, name):
+        # An empty word was typed, too.
+        if getattr(request, name) not in (None, False):
             raise SpecError(f"--{name.replace('_', '-')}: only together with --engine ray")
     return parse_devices(request.device)
 
@@ -173,6 +174,8 @@ def parse_devices(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     for name in names:
         check_device(name, "auto, cpu, cuda:N, several with commas, or all")
+    # One GPU has one name, which torch understands: cuda:00 is cuda:0.
+    names = tuple(f"cuda:{int(name[5:])}" if name.startswith("cuda:") else name for name in names)
     if len(names) == 1:
         return names
     if "auto" in names or ("cpu" in names and set(names) != {"cpu"}):

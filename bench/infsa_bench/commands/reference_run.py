@@ -16,13 +16,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
 from infsa_bench.commands.options import check_device
 from infsa_bench.commands.reference_course import Course, command_of
 from infsa_bench.commands.repository import commit_here
+from infsa_bench.commands.step_process import noting_signals
 from infsa_bench.errors import RunLockedError, SpecError, SweepStoppedError
 from infsa_bench.execute.launcher import Launcher
 from infsa_bench.machine import Environment
@@ -110,7 +110,8 @@ def reference_run(request: ReferenceRequest, console: Console) -> int:
     out = request.out or _default_out(environment, is_rehearsal)
     stages = [all_stages(str(out), environment.device, sizes)[name] for name in names]
     stops: list[int] = []
-    with _held(out), _noting_signals(stops):
+    # Either ends the run in an orderly way: the step first, then packing.
+    with _held(out), noting_signals(stops, (signal.SIGINT, signal.SIGTERM)):
         journal = _open_journal(out, environment, commit, is_rehearsal)
         course = Course(
             out=out, parts=request.parts or out / "parts", journal=journal, console=console, end=end, stops=stops
@@ -192,21 +193,6 @@ def _held(out: Path) -> Iterator[None]:
         except BlockingIOError:
             raise RunLockedError(f"{out} is being written by another process") from None
         yield
-
-
-@contextlib.contextmanager
-def _noting_signals(stops: list[int]) -> Iterator[None]:
-    """Have an interrupt or a termination end the run in an orderly way: the step first, then packing."""
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        stops.append(number)
-
-    earlier = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
 
 
 def _default_out(environment: Environment, is_rehearsal: bool) -> Path:

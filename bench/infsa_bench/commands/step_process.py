@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 PR_SET_PDEATHSIG = 1
 POLL_SECONDS = 0.1
@@ -62,7 +63,7 @@ def run_step(
             env=dict(environment),
             # A group of its own: Ctrl-C reaches us alone, and what it started itself can be ended with it.
             start_new_session=True,
-            preexec_fn=_interrupt_with_parent,
+            preexec_fn=prepare_child,
         )
         try:
             while process.poll() is None:
@@ -98,12 +99,27 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             return
 
 
-def _interrupt_with_parent() -> None:
-    """In the child, before it runs: an interrupt is one, and the parent's death is an interrupt."""
+def prepare_child(at_death: int = signal.SIGINT) -> None:
+    """In the child, before it runs: an interrupt is one, and the parent's death is an interrupt, or ``at_death``."""
     # A shell that starts us in the background has its children ignore interrupts.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, at_death)
+
+
+@contextlib.contextmanager
+def noting_signals(stops: list[int], numbers: Iterable[int]) -> Iterator[None]:
+    """Have these signals be noted only, so that who looks at ``stops`` can end in an orderly way."""
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        stops.append(number)
+
+    earlier = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 def _last_line(log: Path) -> str:

@@ -87,7 +87,7 @@ def sweep(request: SweepRequest, console: Console) -> int:
 
 def _sweep_fleet(request: SweepRequest, console: Console) -> int:
     """Sweep on every accelerator type, and set the reports side by side."""
-    out = request.out or _default_out("fleet", None)
+    out = request.out or _default_out("fleet", check_options(request).part)
     words = request.words if request.out else (*request.words, "--out", str(out))
     code, folders = run_on_each(request, out, words_for_sweep(words), console)
     # A shard for which there were no cells has none.

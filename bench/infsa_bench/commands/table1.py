@@ -113,7 +113,7 @@ def _print_fleet(request: Table1Request, sweep: SweepRequest, out: Path, console
     """Measure and print the table on every accelerator type; return the exit code."""
     if request.form != TERMINAL:
         raise SpecError(f"--format {request.form}: measure on each accelerator type first, then print the run of each")
-    code, folders = run_on_each(sweep, out, words_for_table(sweep.words, str(out)), console)
+    code, folders = run_on_each(sweep, out, words_for_table(sweep.words), console)
     # A shard for which there were no cells has none.
     folders = [folder for folder in folders if folder.exists()]
     if code == INTERRUPTED:

@@ -82,10 +82,14 @@ class Cluster:
         self.ray.shutdown()
 
 
-def accelerator_types(cluster: Cluster, device: str) -> list[str]:
-    """Return the accelerator types of the nodes that have the device: ``auto``, ``cuda`` or ``cpu``."""
-    _, nodes = nodes_with(cluster, device)
+def accelerator_types(nodes: Sequence[Node]) -> list[str]:
+    """Return the accelerator types of nodes, each once."""
     return sorted({name for node in nodes for name in node.accelerators})
+
+
+def without_type(nodes: Sequence[Node]) -> list[str]:
+    """Return the names of the nodes that have no accelerator type."""
+    return [node.name for node in nodes if not node.accelerators]
 
 
 def nodes_with(cluster: Cluster, device: str) -> tuple[str, list[Node]]:
@@ -100,14 +104,17 @@ def refuse_several_types(nodes: Sequence[Node], accelerator: str | None) -> None
     """Refuse nodes of several accelerator types, unless ``accelerator`` names the one that is meant.
 
     Raises:
-        SpecError: there are several.
+        SpecError: there are several, or some nodes have one and others none.
     """
-    if accelerator is None and len({node.accelerators for node in nodes}) > 1:
-        names = sorted({name for node in nodes for name in node.accelerators})
-        raise SpecError(
-            f"the Ray cluster has several accelerator types ({', '.join(names)}), which are never mixed in one run: "
-            "choose one with --accelerator, or run the plan on each with --per-accelerator"
-        )
+    if accelerator is not None or len({node.accelerators for node in nodes}) <= 1:
+        return
+    types, untyped = accelerator_types(nodes), without_type(nodes)
+    what = "several accelerator types" if len(types) > 1 else "nodes with an accelerator type and nodes without"
+    none = f"; none: {', '.join(untyped)}" if untyped else ""
+    raise SpecError(
+        f"the Ray cluster has {what} ({', '.join(types)}{none}), which are never mixed in one run: "
+        "choose one with --accelerator, or run the plan on each with --per-accelerator"
+    )
 
 
 def _knock(address: str) -> None:

@@ -22,7 +22,7 @@ from infsa_bench.codec import decode, encode
 from infsa_bench.errors import PeaksUnavailableError, SpecError
 from infsa_bench.execute.engines import Ended, Task
 from infsa_bench.execute.messages import Hello, PeaksMeasured
-from infsa_bench.execute.ray_cluster import Cluster, Node, nodes_with, refuse_several_types
+from infsa_bench.execute.ray_cluster import Cluster, Node, accelerator_types, nodes_with, refuse_several_types
 from infsa_bench.execute.ray_station import Answer, Opened, Place, RayStation, order_of
 from infsa_bench.peaks import MeasuredPeaks
 from infsa_bench.record import EnergyCalibration
@@ -55,11 +55,13 @@ class RayEngine:
         device, nodes = nodes_with(cluster, device)
         self._device = device
         self._alive = frozenset(node.id for node in nodes)
+        types = accelerator_types(nodes)
         nodes = [node for node in nodes if accelerator is None or accelerator in node.accelerators]
         if not nodes:
             what = "a GPU" if device == "cuda" else "a core"
             what += "" if accelerator is None else f" of accelerator type {accelerator}"
-            raise SpecError(f"no node of the Ray cluster has {what} to lend")
+            there = "" if accelerator is None or not types else f"; there are {', '.join(types)}"
+            raise SpecError(f"no node of the Ray cluster has {what} to lend{there}")
         refuse_several_types(nodes, accelerator)
         # As many for every worker, so that no two nodes differ in their threads.
         cores = min(node.cores // node.slots(device) for node in nodes)
