@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,17 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_worker import CALIBRATION, CALIBRATION_LATER, TRACE
 from sample_records import make_case
 from test_cli import CommandLine, run
+from test_sweep import fake_launcher
 
 from infsa_bench.analyze.frame import to_frame
 from infsa_bench.analyze.run import Run, load_run
 from infsa_bench.commands.fleet import words_for_sweep, words_for_table
+from infsa_bench.energy_plan import ENERGY_PRESETS
 from infsa_bench.errors import SpecError
+from infsa_bench.execute import device_lock, ray_engine
+from infsa_bench.execute.device_lock import DeviceLock
 from infsa_bench.execute.engines import Ended, Task
 from infsa_bench.execute.launcher import Patience
 from infsa_bench.execute.ray_cluster import Cluster, accelerator_types
 from infsa_bench.execute.ray_engine import RayEngine
+from infsa_bench.execute.ray_station import RayStation
+from infsa_bench.execute.station import Station
 from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import Measurement
 from infsa_bench.store import RECORDS, load, load_manifest
@@ -34,6 +42,7 @@ from infsa_bench.store import RECORDS, load, load_manifest
 __all__ = ["run"]
 
 MARK = "INFSA_TEST_CLUSTER"
+LOCKS = "INFSA_TEST_LOCKS"
 COMMAND = [sys.executable, "-m", "infsa_bench"]
 PLAIN = ["--warmup", "1", "--iterations", "1", "--energy", "none", "--no-peaks", "--time-budget", "none"]
 FORTY = ["--mechanisms", "softmax,linformer,flatten,infsa-linear", "--res", "32,48,64,80,96"]
@@ -43,6 +52,18 @@ TIMINGS = re.compile(
     r"seconds|speedup|_per_second|lag1_autocorrelation|effective_samples|timed_iterations|_fraction|environment|flags|_bytes"
 )
 """Columns that differ from run to run, those of memory aside."""
+
+
+class FakeStation(RayStation):
+    """An actor with a worker without torch, on the GPU that Ray gave it: there need not be one."""
+
+    def _ready_station(self) -> Station:
+        if self._station is None:
+            # Locks of its own, as the GPU of that name is another for whoever else tests here.
+            device_lock.LOCKS = Path(os.environ[LOCKS])
+            device = f"cuda:{os.environ['CUDA_VISIBLE_DEVICES']}"
+            self._station = Station(device, fake_launcher("meter"), allow_shared=self._place.allow_shared)
+        return self._station
 
 
 class Machines:
@@ -64,6 +85,14 @@ class Machines:
                 node = self._cluster.add_node(num_cpus=1, resources=resources, object_store_memory=80 * 2**20)
                 self._nodes.append((accelerator, node))
 
+    @contextlib.contextmanager
+    def with_gpus(self, count: int) -> Iterator[None]:
+        """Have a node with so many GPUs meanwhile, which Ray takes our word for."""
+        size = {"num_cpus": 2 * count, "num_gpus": count, "object_store_memory": 80 * 2**20}
+        node = self._cluster.add_node(**size)
+        yield
+        self._cluster.remove_node(node)
+
     def kill(self, accelerator: str) -> None:
         """Kill a node of that type, as a power cut would."""
         index = [name for name, _ in self._nodes].index(accelerator)
@@ -77,14 +106,18 @@ class Machines:
 
 
 @pytest.fixture(scope="module")
-def machines() -> Iterator[Machines]:
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     if os.environ.get("CI") != "true":
         pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("OMP_NUM_THREADS", "1")
+        # Of the actors that tests have in place of real ones.
+        folders = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        patch.setenv("PYTHONPATH", os.pathsep.join(folders))
         # What runs on the nodes inherits it.
         patch.setenv(MARK, uuid.uuid4().hex)
+        patch.setenv(LOCKS, str(tmp_path_factory.mktemp("locks")))
         found = Machines()
         yield found
         found.shutdown()
@@ -308,6 +341,52 @@ def test_a_lost_worker_process_is_lost_alone(machines: Machines, monkeypatch: py
             assert isinstance(ended.run.outcome, Measurement)
             assert ended.environment.accelerator == "H100"
             assert engine.calibrate() == []
+
+
+def test_every_gpu_of_a_node_runs_a_case_and_all_that_was_found_comes_back(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with a GPU that nobody else has, and that Ray gives to nobody else meanwhile."""
+    monkeypatch.setattr(ray_engine, "RayStation", FakeStation)
+    monkeypatch.setattr(device_lock, "LOCKS", Path(os.environ[LOCKS]))
+    patience = Patience(timeout_seconds=100.0, silence_seconds=100.0)
+
+    def task(number: int, **options: str) -> Task:
+        return Task(
+            case=make_case(options=(("n", str(number)), *options.items())),
+            protocol=PROTOCOLS["quick"],
+            patience=patience,
+            limit_seconds=None,
+            energy=ENERGY_PRESETS["quick"],
+        )
+
+    with (
+        machines.with_gpus(2),
+        Cluster(machines.address) as cluster,
+        RayEngine(cluster, "cuda", None, allow_shared=True) as engine,
+    ):
+        assert (engine.places, engine.devices) == (2, "cuda")
+        assert engine.describe_places().startswith("2 GPUs of 1 node; ")
+        assert cluster.ray.available_resources().get("GPU", 0) == 0
+        assert {hello.environment.device for hello in engine.hellos} == {"cuda:0", "cuda:1"}
+        for number in range(2):
+            assert engine.has_room()
+            engine.start(task(number, behave="energy", sleep="0.3"))
+        assert not engine.has_room()
+        for ended in (engine.wait(), engine.wait()):
+            assert ended.run is not None
+            assert (ended.run.trace, ended.run.calibration) == (TRACE, CALIBRATION)
+            assert isinstance(ended.run.outcome, Measurement)
+            assert not ended.is_shared
+        assert engine.calibrate() == [CALIBRATION_LATER] * 2
+        assert not engine.is_shared()
+        used = engine.hellos[1].environment
+        with DeviceLock(used, allow_shared=True):
+            assert engine.is_shared()
+            for number in range(2):
+                engine.start(task(number))
+            shared = {ended.environment.device: ended.is_shared for ended in (engine.wait(), engine.wait())}
+        assert shared == {"cuda:0": used.device == "cuda:0", "cuda:1": used.device == "cuda:1"}
 
 
 def test_a_cluster_that_is_not_there(run: CommandLine) -> None:

@@ -25,6 +25,7 @@ from test_sweep import Listener, make_plan
 
 from infsa_bench.analyze.predict import Predictor
 from infsa_bench.codec import decode, encode
+from infsa_bench.errors import SpecError
 from infsa_bench.execute import ray_engine
 from infsa_bench.execute.cores import divided_cores, own_cores
 from infsa_bench.execute.engines import Task
@@ -74,7 +75,9 @@ class StubActor:
         self.calibrate = SimpleNamespace(remote=lambda: Ref(LostError("no meter")))
 
     def _open(self) -> Ref:
-        opened = encode(Opened(hello=HELLO))
+        if self._is_first and self._node.name in self._cluster.openings:
+            return self._cluster.openings[self._node.name]
+        opened = encode(Opened(hello=self._cluster.hellos.get(self._node.name, HELLO)))
         match "well" if self._is_first else self._cluster.ways[self._node.name]:
             case "broken":
                 return Ref(LostError("no space left on device"))
@@ -102,6 +105,8 @@ class StubCluster:
         self.ray = self
         self.orders: list[Order] = []
         self.queries = 0
+        self.hellos: dict[str, Hello] = {}
+        self.openings: dict[str, Ref] = {}
         self.killed: list[StubActor] = []
         self._known: set[str] = set()
 
@@ -277,3 +282,37 @@ def test_a_node_that_is_gone_is_a_place_no_more(engine_on: EngineOn) -> None:
         engine.start(make_task("1"))
         assert not engine.has_room()
         assert engine.wait().place == "a"
+
+
+def test_the_least_memory_of_any_node_is_what_a_case_can_take(engine_on: EngineOn) -> None:
+    cluster = StubCluster(a="well", b="well", c="well")
+    for name, size in (("a", 2**34), ("b", 2**32), ("c", None)):
+        cluster.hellos[name] = replace(HELLO, available_bytes=size)
+    with engine_on(cluster) as engine:
+        assert engine.available_bytes == 2**32
+
+
+def test_a_node_that_cannot_be_used_says_what_it_needs(engine_on: EngineOn) -> None:
+    cluster = StubCluster(a="well", b="well")
+    cluster.openings["b"] = Ref(LostError("No module named 'infsa_bench'\nand more"))
+    expected = "b cannot be used: LostError: No module named 'infsa_bench'; every node needs this very infsa-bench"
+    with pytest.raises(SpecError) as refused:
+        engine_on(cluster)
+    assert str(refused.value) == expected
+    # Nothing is left that holds a device.
+    assert len(cluster.killed) == 2
+
+
+def test_devices_that_others_keep_are_left_out_and_one_at_least_is_needed(
+    engine_on: EngineOn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_engine, "OPEN_SECONDS", 0.3)
+    cluster = StubCluster(a="well", b="well")
+    cluster.openings["a"] = Ref("", after_seconds=1e6)
+    with engine_on(cluster) as engine:
+        assert (engine.places, len(engine.hellos), len(cluster.killed)) == (1, 1, 1)
+    cluster = StubCluster(a="well")
+    cluster.openings["a"] = Ref("", after_seconds=1e6)
+    with pytest.raises(SpecError, match=r"^no device of the Ray cluster was free within 0 s$"):
+        engine_on(cluster)
+    assert len(cluster.killed) == 1
