@@ -98,6 +98,10 @@ class Machines:
         index = [name for name, _ in self._nodes].index(accelerator)
         self._cluster.remove_node(self._nodes.pop(index)[1], allow_graceful=False)
 
+    def kill_head(self) -> None:
+        """Kill what holds the cluster together, with its machine."""
+        self._cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+
     def shutdown(self) -> None:
         self._cluster.shutdown()
 
@@ -254,6 +258,30 @@ def test_an_interrupt_ends_the_workers_on_the_nodes_and_resuming_goes_on(machine
     stored = load(tmp_path / "results/x")
     assert (tmp_path / "results/x" / RECORDS).read_text().splitlines()[: len(kept)] == kept
     assert (len(stored.records), stored.superseded) == (8, 0)
+
+
+def test_without_its_head_a_cluster_is_not_waited_for(machines: Machines, tmp_path: Path) -> None:
+    """Ray itself would end the process after a minute, and nobody would be told how to go on."""
+    doomed = Machines()
+    try:
+        doomed.want(A100=1)
+        words = doomed.sweep(*FORTY, "--iterations", "150", "--out", "results/x", "--no-report")
+        sweep = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_for_records(tmp_path / "results/x", 1, sweep)
+        doomed.kill_head()
+        killed = time.monotonic()
+        out, err = sweep.communicate(timeout=120)
+        seconds = time.monotonic() - killed
+    finally:
+        doomed.shutdown()
+    assert sweep.returncode == 5, (out, err)
+    assert "stopped early: the head of the Ray cluster is gone, no answer for 15 s; what is recorded is kept" in err
+    assert "goes on with --resume" in err
+    assert seconds < 55.0
+    lines = (tmp_path / "results/x" / RECORDS).read_text().splitlines()
+    stored = load(tmp_path / "results/x").records
+    assert 1 <= len(lines) == len(stored) < 40
+    assert all(isinstance(record.outcome, Measurement) for record in stored)
 
 
 @pytest.mark.soak

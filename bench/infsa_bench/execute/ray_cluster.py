@@ -73,6 +73,14 @@ class Cluster:
             for node in found
         ]
 
+    def answers(self) -> bool:
+        """Tell whether the head is there. Ray, asked for anything that only the head knows, would wait for it."""
+        try:
+            _knock(self.ray.get_runtime_context().gcs_address)
+        except OSError:
+            return False
+        return True
+
     def __enter__(self) -> Self:
         return self
 
