@@ -82,6 +82,22 @@ def test_two_devices_halve_the_time(tmp_path: Path) -> None:
     assert seconds[2] == pytest.approx(seconds[1] / 2, rel=0.15)
 
 
+def test_two_devices_halve_the_time_of_a_plan(tmp_path: Path) -> None:
+    """All of a sweep but the start and the end of its workers: what is stored and chosen costs next to nothing."""
+    seconds = {}
+    for count in (1, 2):
+        plan = make_plan([make_case(sleep="0.25", n=str(number)) for number in range(16)])
+        manifest = sample_records.make_manifest()
+        folder = tmp_path / str(count)
+        with LocalEngine(TWO[:count], fake_launcher()) as engine, RunWriter(folder, manifest) as writer:
+            started = time.monotonic()
+            run_plan(plan, engine, writer, Predictor({"fp32": 1e15}), Listener())
+            seconds[count] = time.monotonic() - started
+        records = load(folder).records
+        assert [isinstance(record.outcome, Measurement) for record in records] == [True] * 16
+    assert seconds[2] == pytest.approx(seconds[1] / 2, rel=0.15)
+
+
 def test_a_plan_is_shared_by_devices_and_every_case_is_recorded_once(tmp_path: Path) -> None:
     cases = [make_case(behave="place", sleep="0.1", n=str(number)) for number in range(10)]
     records = run_with_fake_worker(tmp_path / "run", make_plan(cases), devices=TWO)

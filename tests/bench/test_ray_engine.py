@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,16 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_worker import CALIBRATION, CALIBRATION_LATER, TRACE
 from sample_records import make_case
 from test_cli import CommandLine, run
+from test_sweep import fake_launcher
 
 from infsa_bench.analyze.frame import to_frame
 from infsa_bench.analyze.run import Run, load_run
+from infsa_bench.energy_plan import ENERGY_PRESETS
 from infsa_bench.errors import SpecError
+from infsa_bench.execute import device_lock, ray_engine
+from infsa_bench.execute.device_lock import DeviceLock
 from infsa_bench.execute.engines import Ended, Task
 from infsa_bench.execute.launcher import Patience
 from infsa_bench.execute.ray_cluster import Cluster, accelerator_types, nodes_with
 from infsa_bench.execute.ray_engine import RayEngine
+from infsa_bench.execute.ray_station import RayStation
+from infsa_bench.execute.station import Station
 from infsa_bench.protocol import PROTOCOLS
 from infsa_bench.record import Measurement
 from infsa_bench.store import RECORDS, load, load_manifest
@@ -33,6 +41,7 @@ from infsa_bench.store import RECORDS, load, load_manifest
 __all__ = ["run"]
 
 MARK = "INFSA_TEST_CLUSTER"
+LOCKS = "INFSA_TEST_LOCKS"
 COMMAND = [sys.executable, "-m", "infsa_bench"]
 PLAIN = ["--warmup", "1", "--iterations", "1", "--energy", "none", "--no-peaks", "--time-budget", "none"]
 FORTY = ["--mechanisms", "softmax,linformer,flatten,infsa-linear", "--res", "32,48,64,80,96"]
@@ -42,6 +51,18 @@ TIMINGS = re.compile(
     r"seconds|speedup|_per_second|lag1_autocorrelation|effective_samples|timed_iterations|_fraction|environment|flags|_bytes"
 )
 """Columns that differ from run to run, those of memory aside."""
+
+
+class FakeStation(RayStation):
+    """An actor with a worker without torch, on the GPU that Ray gave it: there need not be one."""
+
+    def _ready_station(self) -> Station:
+        if self._station is None:
+            # Locks of its own, as the GPU of that name is another for whoever else tests here.
+            device_lock.LOCKS = Path(os.environ[LOCKS])
+            device = f"cuda:{os.environ['CUDA_VISIBLE_DEVICES']}"
+            self._station = Station(device, fake_launcher("meter"), allow_shared=self._place.allow_shared)
+        return self._station
 
 
 class Machines:
@@ -63,10 +84,22 @@ class Machines:
                 node = self._cluster.add_node(num_cpus=1, resources=resources, object_store_memory=80 * 2**20)
                 self._nodes.append((accelerator, node))
 
+    @contextlib.contextmanager
+    def with_gpus(self, count: int) -> Iterator[None]:
+        """Have a node with so many GPUs meanwhile, which Ray takes our word for."""
+        size = {"num_cpus": 2 * count, "num_gpus": count, "object_store_memory": 80 * 2**20}
+        node = self._cluster.add_node(**size)
+        yield
+        self._cluster.remove_node(node)
+
     def kill(self, accelerator: str) -> None:
         """Kill a node of that type, as a power cut would."""
         index = [name for name, _ in self._nodes].index(accelerator)
         self._cluster.remove_node(self._nodes.pop(index)[1], allow_graceful=False)
+
+    def kill_head(self) -> None:
+        """Kill what holds the cluster together, with its machine."""
+        self._cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
 
     def shutdown(self) -> None:
         self._cluster.shutdown()
@@ -76,14 +109,18 @@ class Machines:
 
 
 @pytest.fixture(scope="module")
-def machines() -> Iterator[Machines]:
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     if os.environ.get("CI") != "true":
         pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("OMP_NUM_THREADS", "1")
+        # Of the actors that tests have in place of real ones.
+        folders = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        patch.setenv("PYTHONPATH", os.pathsep.join(folders))
         # What runs on the nodes inherits it.
         patch.setenv(MARK, uuid.uuid4().hex)
+        patch.setenv(LOCKS, str(tmp_path_factory.mktemp("locks")))
         found = Machines()
         yield found
         found.shutdown()
@@ -244,6 +281,30 @@ def test_a_fleet_that_is_ended_leaves_nothing_running(
     assert processes("--accelerator") + processes("infsa_bench.execute.worker") == []
 
 
+def test_without_its_head_a_cluster_is_not_waited_for(machines: Machines, tmp_path: Path) -> None:
+    """Ray itself would end the process after a minute, and nobody would be told how to go on."""
+    doomed = Machines()
+    try:
+        doomed.want(A100=1)
+        words = doomed.sweep(*FORTY, "--iterations", "150", "--out", "results/x", "--no-report")
+        sweep = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_for_records(tmp_path / "results/x", 1, sweep)
+        doomed.kill_head()
+        killed = time.monotonic()
+        out, err = sweep.communicate(timeout=120)
+        seconds = time.monotonic() - killed
+    finally:
+        doomed.shutdown()
+    assert sweep.returncode == 5, (out, err)
+    assert "stopped early: the head of the Ray cluster is gone, no answer for 15 s; what is recorded is kept" in err
+    assert "goes on with --resume" in err
+    assert seconds < 55.0
+    lines = (tmp_path / "results/x" / RECORDS).read_text().splitlines()
+    stored = load(tmp_path / "results/x").records
+    assert 1 <= len(lines) == len(stored) < 40
+    assert all(isinstance(record.outcome, Measurement) for record in stored)
+
+
 @pytest.mark.soak
 def test_what_is_not_measured_works_there_too(machines: Machines, tmp_path: Path) -> None:
     """A dry run, a limit of memory, a budget that has room for nothing, a module that is none."""
@@ -329,6 +390,52 @@ def test_a_lost_worker_process_is_lost_alone(machines: Machines, monkeypatch: py
             assert isinstance(ended.run.outcome, Measurement)
             assert ended.environment.accelerator == "H100"
             assert engine.calibrate() == []
+
+
+def test_every_gpu_of_a_node_runs_a_case_and_all_that_was_found_comes_back(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with a GPU that nobody else has, and that Ray gives to nobody else meanwhile."""
+    monkeypatch.setattr(ray_engine, "RayStation", FakeStation)
+    monkeypatch.setattr(device_lock, "LOCKS", Path(os.environ[LOCKS]))
+    patience = Patience(timeout_seconds=100.0, silence_seconds=100.0)
+
+    def task(number: int, **options: str) -> Task:
+        return Task(
+            case=make_case(options=(("n", str(number)), *options.items())),
+            protocol=PROTOCOLS["quick"],
+            patience=patience,
+            limit_seconds=None,
+            energy=ENERGY_PRESETS["quick"],
+        )
+
+    with (
+        machines.with_gpus(2),
+        Cluster(machines.address) as cluster,
+        RayEngine(cluster, "cuda", None, allow_shared=True) as engine,
+    ):
+        assert (engine.places, engine.devices) == (2, "cuda")
+        assert engine.describe_places().startswith("2 GPUs of 1 node; ")
+        assert cluster.ray.available_resources().get("GPU", 0) == 0
+        assert {hello.environment.device for hello in engine.hellos} == {"cuda:0", "cuda:1"}
+        for number in range(2):
+            assert engine.has_room()
+            engine.start(task(number, behave="energy", sleep="0.3"))
+        assert not engine.has_room()
+        for ended in (engine.wait(), engine.wait()):
+            assert ended.run is not None
+            assert (ended.run.trace, ended.run.calibration) == (TRACE, CALIBRATION)
+            assert isinstance(ended.run.outcome, Measurement)
+            assert not ended.is_shared
+        assert engine.calibrate() == [CALIBRATION_LATER] * 2
+        assert not engine.is_shared()
+        used = engine.hellos[1].environment
+        with DeviceLock(used, allow_shared=True):
+            assert engine.is_shared()
+            for number in range(2):
+                engine.start(task(number))
+            shared = {ended.environment.device: ended.is_shared for ended in (engine.wait(), engine.wait())}
+        assert shared == {"cuda:0": used.device == "cuda:0", "cuda:1": used.device == "cuda:1"}
 
 
 def test_a_cluster_that_is_not_there(run: CommandLine) -> None:

@@ -25,6 +25,7 @@ from test_sweep import Listener, make_plan
 
 from infsa_bench.analyze.predict import Predictor
 from infsa_bench.codec import decode, encode
+from infsa_bench.errors import SpecError, SweepStoppedError
 from infsa_bench.execute import ray_engine
 from infsa_bench.execute.cores import divided_cores, own_cores
 from infsa_bench.execute.engines import Task
@@ -68,13 +69,16 @@ class StubActor:
 
     def __init__(self, cluster: StubCluster, node: Node, *, is_first: bool) -> None:
         self._cluster, self._node, self._is_first = cluster, node, is_first
+        self.is_ready = is_first
         self.open = SimpleNamespace(remote=self._open)
         self.run = SimpleNamespace(remote=self._run)
         self.close = SimpleNamespace(remote=lambda: Ref(""))
         self.calibrate = SimpleNamespace(remote=lambda: Ref(LostError("no meter")))
 
     def _open(self) -> Ref:
-        opened = encode(Opened(hello=HELLO))
+        if self._is_first and self._node.name in self._cluster.openings:
+            return self._cluster.openings[self._node.name]
+        opened = encode(Opened(hello=self._cluster.hellos.get(self._node.name, HELLO)))
         match "well" if self._is_first else self._cluster.ways[self._node.name]:
             case "broken":
                 return Ref(LostError("no space left on device"))
@@ -102,12 +106,19 @@ class StubCluster:
         self.ray = self
         self.orders: list[Order] = []
         self.queries = 0
+        self.is_headless = False
+        self.hellos: dict[str, Hello] = {}
+        self.openings: dict[str, Ref] = {}
         self.killed: list[StubActor] = []
         self._known: set[str] = set()
 
     def nodes(self) -> list[Node]:
+        assert not self.is_headless, "waits for ever"
         self.queries += 1
         return [Node(id=name, name=name, gpus=0, cores=1, accelerators=frozenset()) for name in self.ways]
+
+    def answers(self) -> bool:
+        return not self.is_headless
 
     def start(self, node: Node, place: str) -> StubActor:
         is_first = node.id not in self._known
@@ -130,6 +141,7 @@ class StubCluster:
         return ref.result
 
     def kill(self, actor: StubActor) -> None:
+        assert actor.is_ready or not self.is_headless, "waits for ever"
         self.killed.append(actor)
 
 
@@ -276,4 +288,78 @@ def test_a_node_that_is_gone_is_a_place_no_more(engine_on: EngineOn) -> None:
         assert engine.places == 1
         engine.start(make_task("1"))
         assert not engine.has_room()
+        assert engine.wait().place == "a"
+
+
+def test_the_least_memory_of_any_node_is_what_a_case_can_take(engine_on: EngineOn) -> None:
+    cluster = StubCluster(a="well", b="well", c="well")
+    for name, size in (("a", 2**34), ("b", 2**32), ("c", None)):
+        cluster.hellos[name] = replace(HELLO, available_bytes=size)
+    with engine_on(cluster) as engine:
+        assert engine.available_bytes == 2**32
+
+
+def test_a_node_that_cannot_be_used_says_what_it_needs(engine_on: EngineOn) -> None:
+    cluster = StubCluster(a="well", b="well")
+    cluster.openings["b"] = Ref(LostError("No module named 'infsa_bench'\nand more"))
+    expected = "b cannot be used: LostError: No module named 'infsa_bench'; every node needs this very infsa-bench"
+    with pytest.raises(SpecError) as refused:
+        engine_on(cluster)
+    assert str(refused.value) == expected
+    # Nothing is left that holds a device.
+    assert len(cluster.killed) == 2
+
+
+def test_devices_that_others_keep_are_left_out_and_one_at_least_is_needed(
+    engine_on: EngineOn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_engine, "OPEN_SECONDS", 0.3)
+    cluster = StubCluster(a="well", b="well")
+    cluster.openings["a"] = Ref("", after_seconds=1e6)
+    with engine_on(cluster) as engine:
+        assert (engine.places, len(engine.hellos), len(cluster.killed)) == (1, 1, 1)
+    cluster = StubCluster(a="well")
+    cluster.openings["a"] = Ref("", after_seconds=1e6)
+    with pytest.raises(SpecError, match=r"^no device of the Ray cluster was free within 0 s$"):
+        engine_on(cluster)
+    assert len(cluster.killed) == 1
+
+
+def test_without_the_head_nothing_is_asked_that_only_it_knows(
+    engine_on: EngineOn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has ended is told all the same; what waits for another actor is not waited for."""
+    monkeypatch.setattr(ray_engine, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(ray_engine, "HEAD_SECONDS", 0.5)
+    cluster = StubCluster(a="well", b="taken", c="shaky")
+    with engine_on(cluster) as engine:
+        for number in range(3):
+            engine.start(make_task(str(number)))
+        assert {engine.wait().place for _ in range(3)} == {"a", "b", "c"}
+        engine.start(make_task("3", avoided=("a", "c")))
+        cluster.is_headless = True
+        engine.start(make_task("4", avoided=("b", "c")))
+        assert engine.wait().place == "a"
+        # The actor of c is lost, and there is no other.
+        assert engine.has_room(frozenset("bc"))
+        engine.start(make_task("5"))
+        assert not engine.has_room()
+        assert engine.wait().place == "a"
+        started = time.monotonic()
+        with pytest.raises(SweepStoppedError, match="the head of the Ray cluster is gone"):
+            engine.wait()
+        assert time.monotonic() - started < 5.0
+    # A head that is back in time is none the worse for it.
+    monkeypatch.setattr(ray_engine, "HEAD_SECONDS", 5.0)
+    cluster = StubCluster(a="late")
+    with engine_on(cluster) as engine:
+        engine.start(make_task("0"))
+        engine.wait()
+        engine.start(make_task("1"))
+        cluster.is_headless = True
+        engine._look_around()
+        cluster.is_headless = False
+        assert engine.wait().place == "a"
+        monkeypatch.setattr(ray_engine, "HEAD_SECONDS", 0.0)
+        engine.start(make_task("2"))
         assert engine.wait().place == "a"

@@ -110,8 +110,10 @@ class Engine(Interface):
     def wait(self) -> Ended:
         """Wait for a task that was started to end; one has to be under way.
 
+        A place that can no longer be used raises nothing: it is lost.
+
         Raises:
-            SpecError: what could be used when the sweep began no longer can.
+            SweepStoppedError: what holds the places together is gone.
         """
 
     def calibrate(self) -> list[EnergyCalibration]:

@@ -113,11 +113,11 @@ class LocalEngine:
 
     def has_room(self, avoided: frozenset[str] = frozenset()) -> bool:
         """Tell whether a device is free; as :meth:`Engine.has_room`."""
-        return self._free(avoided) is not None
+        return self._free() is not None
 
     def start(self, task: Task) -> None:
         """Begin a task on a free device."""
-        place = self._free(task.avoided)
+        place = self._free()
         assert place is not None
         self._running[place.call(place.run, task)] = place
 
@@ -135,11 +135,10 @@ class LocalEngine:
         found = _all_results(place.call(place.launcher.calibrate) for place in usable)
         return [calibration for calibration in found if calibration is not None]
 
-    def _free(self, avoided: frozenset[str]) -> _Place | None:
-        usable = [place for place in self._places if not place.is_lost]
-        usable = [place for place in usable if place.name not in avoided] or usable
+    def _free(self) -> _Place | None:
+        # What a task should avoid was lost, and a device of this machine is never used again once it is.
         busy = list(self._running.values())
-        return next((place for place in usable if place not in busy), None)
+        return next((place for place in self._places if not place.is_lost and place not in busy), None)
 
     def __enter__(self) -> Self:
         return self

@@ -52,6 +52,9 @@ class Cluster:
                 f"no Ray cluster at {address!r}: {reason}; start one with ray start --head, or name another "
                 "with --ray-address"
             ) from None
+        # A client of a cluster may reach nothing of it but its server.
+        is_client = self.ray.util.client.ray.is_connected()
+        self._head: str = address if is_client else self.ray.get_runtime_context().gcs_address
 
     def nodes(self) -> list[Node]:
         """Return the nodes that are alive."""
@@ -72,6 +75,14 @@ class Cluster:
             )
             for node in found
         ]
+
+    def answers(self) -> bool:
+        """Tell whether the head is there. Ray, asked for anything that only the head knows, would wait for it."""
+        try:
+            _knock(self._head)
+        except OSError:
+            return False
+        return True
 
     def __enter__(self) -> Self:
         return self

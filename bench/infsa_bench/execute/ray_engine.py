@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from infsa_bench.codec import decode, encode
-from infsa_bench.errors import PeaksUnavailableError, SpecError
+from infsa_bench.errors import PeaksUnavailableError, SpecError, SweepStoppedError
 from infsa_bench.execute.engines import Ended, Task
 from infsa_bench.execute.messages import Hello, PeaksMeasured
 from infsa_bench.execute.ray_cluster import Cluster, Node, accelerator_types, nodes_with, refuse_several_types
@@ -36,6 +36,12 @@ MAX_LOSSES = 2
 CLOSE_SECONDS = 10.0
 """How long workers have to end by themselves, before they are killed."""
 
+LOOK_SECONDS = 5.0
+"""So often it is seen, while nothing ends, whether the head of the cluster is still there."""
+
+HEAD_SECONDS = 15.0
+"""How long the head may be silent. After 60 s Ray ends this process, and leaves nobody to say how to go on."""
+
 
 class RayEngine:
     """Runs tasks on the nodes of a cluster that have the device and, if one is named, the accelerator type."""
@@ -51,6 +57,7 @@ class RayEngine:
         self._memory_limit_bytes: int | None = None
         self._running: dict[Any, tuple[Task, _RayPlace]] = {}
         self._opening: dict[Any, tuple[Task, _RayPlace, float]] = {}
+        self._silent_since: float | None = None
         self._places: list[_RayPlace] = []
         device, nodes = nodes_with(cluster, device)
         self._device = device
@@ -166,12 +173,17 @@ class RayEngine:
             self._order(task, place)
 
     def wait(self) -> Ended:
-        """Wait for a task to end."""
+        """Wait for a task to end; raises as :meth:`Engine.wait`."""
         ended = None
         while ended is None:
-            seconds = None
-            if self._opening:
-                seconds = max(0.0, min(until for _, _, until in self._opening.values()) - time.monotonic())
+            if self._silent_since is not None and time.monotonic() - self._silent_since >= HEAD_SECONDS:
+                raise SweepStoppedError(
+                    f"the head of the Ray cluster is gone, no answer for {HEAD_SECONDS:.0f} s; what is recorded is "
+                    "kept, and the same command goes on with --resume and --out, once there is a cluster again"
+                )
+            end = time.monotonic() + LOOK_SECONDS
+            end = min([end, *(until for _, _, until in self._opening.values())])
+            seconds = max(0.0, end - time.monotonic())
             ready, _ = self._ray.wait([*self._running, *self._opening], num_returns=1, timeout=seconds)
             if not ready:
                 ended = self._late()
@@ -179,8 +191,17 @@ class RayEngine:
                 ended = self._opened(ready[0])
             else:
                 ended = self._answered(ready[0])
-        self._alive = frozenset(node.id for node in self._cluster.nodes())
+            self._look_around()
         return ended
+
+    def _look_around(self) -> None:
+        """See which nodes are alive, if there is a head to tell."""
+        begun = time.monotonic()
+        if self._cluster.answers():
+            self._silent_since = None
+            self._alive = frozenset(node.id for node in self._cluster.nodes())
+        elif self._silent_since is None:
+            self._silent_since = begun
 
     def _order(self, task: Task, place: _RayPlace) -> None:
         """Have the actor of a place, which is ready, run a task."""
@@ -283,16 +304,20 @@ class RayEngine:
         return [place for place in self._places if not place.is_lost and place.node.id in self._alive]
 
     def _free(self, avoided: frozenset[str]) -> _RayPlace | None:
-        usable = self._usable()
+        # Without the head there are no other actors.
+        usable = [place for place in self._usable() if place.actor is not None or self._silent_since is None]
         usable = [place for place in usable if place.node.name not in avoided] or usable
         busy = {place for _, place in self._running.values()} | {place for _, place, _ in self._opening.values()}
         return next((place for place in usable if place not in busy), None)
 
     def _end(self, places: Iterable[_RayPlace]) -> None:
+        awaited = {place for _, place, _ in self._opening.values()}
         for place in places:
             if place.actor is not None:
-                # Its worker dies with it.
-                self._ray.kill(place.actor)
+                # Of one that is not ready only the head knows, and Ray would wait for that.
+                if self._silent_since is None or place not in awaited:
+                    # Its worker dies with it.
+                    self._ray.kill(place.actor)
                 place.actor = None
 
     def __enter__(self) -> Self:
