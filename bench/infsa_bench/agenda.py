@@ -84,7 +84,9 @@ class Agenda:
         prediction = self._predictor.predict(step.case, self._plan.protocol)
         share = step.share
         if self._plan.deadline is not None and share is not None:
-            seconds = min(self._plan.deadline - time.monotonic(), max(share.seconds, prediction.least_seconds))
+            # As much as it was allowed, not what it was expected to take, which was before anything was known of it.
+            allowed_seconds = step.prediction.fixed_seconds + (share.limit_seconds or 0.0)
+            seconds = min(self._plan.deadline - time.monotonic(), max(allowed_seconds, prediction.least_seconds))
             fits = seconds >= prediction.least_seconds
             share = within_budget(self._plan, prediction, cut(prediction, seconds)) if fits else None
         step = replace(step, prediction=prediction, share=share)

@@ -92,7 +92,8 @@ def run_plan(plan: Plan, engine: Engine, writer: RunWriter, predictor: Predictor
             under_way[step.case] = next_try
         if not under_way:
             if stopped is not None or again or not agenda.is_done:
-                raise SweepStoppedError(stopped or "every device is lost")
+                reasons = [stopped, *(each.lost.lost for each in again if each.lost is not None)]
+                raise SweepStoppedError(next(filter(None, reasons), "every device is lost"))
             break
         ended = engine.wait()
         ended_try = under_way.pop(ended.task.case)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -52,7 +53,16 @@ def parent(*children: list[str], before: tuple[str, ...] = (), grace_seconds: fl
     """Start a process that runs these commands as those of accelerator types."""
     commands = json.dumps({f"type-{index}": command for index, command in enumerate(children)})
     words = [*before, sys.executable, "-c", PARENT, commands, str(grace_seconds)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        words,
+        # Of a terminal nohup says that it reads nothing.
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # Who runs the tests may have them outlive a terminal.
+        preexec_fn=functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),
+    )
 
 
 def when_ready(process: subprocess.Popen[str], count: int) -> None:
@@ -217,7 +227,7 @@ def test_a_terminal_that_goes_away_does_not_matter_with_nohup(tmp_path: Path) ->
 
 
 def test_one_that_does_not_end_is_killed(tmp_path: Path) -> None:
-    process = parent(python(DEAF, tmp_path), python(CHILD, tmp_path / "one"), grace_seconds=2.0)
+    process = parent(python(DEAF, tmp_path), python(CHILD, tmp_path / "one"), grace_seconds=5.0)
     when_ready(process, 2)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)

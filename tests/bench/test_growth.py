@@ -46,7 +46,7 @@ def grown(folder: Path, cells: int, *options: str) -> dict[str, Any]:
 
 
 def test_the_peak_is_that_of_the_run_not_of_who_started_it(folder: Path) -> None:
-    held = bytearray(2**30)
+    held = bytearray(3 * 2**28)
     held[:: mmap.PAGESIZE] = b"x" * len(range(0, len(held), mmap.PAGESIZE))
     figures = grown(folder / "few", 60)
     assert 2**20 < figures["peak_bytes"] < len(held)

@@ -86,7 +86,7 @@ def test_two_devices_halve_the_time_of_a_plan(tmp_path: Path) -> None:
     """All of a sweep but the start and the end of its workers: what is stored and chosen costs next to nothing."""
     seconds = {}
     for count in (1, 2):
-        plan = make_plan([make_case(sleep="0.25", n=str(number)) for number in range(16)])
+        plan = make_plan([make_case(sleep="0.5", n=str(number)) for number in range(16)])
         manifest = sample_records.make_manifest()
         folder = tmp_path / str(count)
         with LocalEngine(TWO[:count], fake_launcher()) as engine, RunWriter(folder, manifest) as writer:

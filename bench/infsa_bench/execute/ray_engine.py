@@ -176,7 +176,7 @@ class RayEngine:
         """Wait for a task to end; raises as :meth:`Engine.wait`."""
         ended = None
         while ended is None:
-            if self._silent_since is not None and time.monotonic() - self._silent_since >= HEAD_SECONDS:
+            if self._is_headless():
                 raise SweepStoppedError(
                     f"the head of the Ray cluster is gone, no answer for {HEAD_SECONDS:.0f} s; what is recorded is "
                     "kept, and the same command goes on with --resume and --out, once there is a cluster again"
@@ -192,7 +192,19 @@ class RayEngine:
             else:
                 ended = self._answered(ready[0])
             self._look_around()
+        if ended.lost is not None and not self._running and not self._opening:
+            # Only the head can give the place another actor: it has its time to answer.
+            while self._silent_since is not None and not self._is_headless():
+                time.sleep(LOOK_SECONDS / 5)
+                self._look_around()
         return ended
+
+    def _is_headless(self) -> bool:
+        """Tell whether the head has been silent for too long, and still is."""
+        if self._silent_since is None or time.monotonic() - self._silent_since < HEAD_SECONDS:
+            return False
+        self._look_around()
+        return self._silent_since is not None
 
     def _look_around(self) -> None:
         """See which nodes are alive, if there is a head to tell."""
@@ -249,7 +261,8 @@ class RayEngine:
     def _late(self) -> Ended | None:
         """Give up the place whose other actor has had its time to become ready; others may hold its device."""
         for ref, (task, place, until) in self._opening.items():
-            if time.monotonic() >= until:
+            # Without the head no other actor can be ended.
+            if time.monotonic() >= until and self._silent_since is None:
                 del self._opening[ref]
                 return self._given_up(task, place, f"no other worker was ready within {OPEN_SECONDS:.0f} s")
         return None
