@@ -389,3 +389,30 @@ def test_whether_the_only_place_is_lost_the_head_has_its_time_to_say(
         assert engine.wait().lost is not None
         assert time.monotonic() - started >= 0.5
         assert not engine.has_room()
+
+
+def test_a_late_actor_is_not_waited_for_in_circles_while_the_head_is_silent(
+    engine_on: EngineOn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_engine, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(ray_engine, "HEAD_SECONDS", 1.0)
+    cluster = StubCluster(a="taken")
+    with engine_on(cluster) as engine:
+        engine.start(make_task("0"))
+        assert engine.wait().lost is not None
+        monkeypatch.setattr(ray_engine, "OPEN_SECONDS", 0.0)
+        engine.start(make_task("1"))
+        cluster.is_headless = True
+        engine._look_around()
+        looks = 0
+        answers = cluster.answers
+
+        def counted() -> bool:
+            nonlocal looks
+            looks += 1
+            return answers()
+
+        monkeypatch.setattr(cluster, "answers", counted)
+        with pytest.raises(SweepStoppedError, match="the head of the Ray cluster is gone"):
+            engine.wait()
+    assert 1 <= looks <= 15

@@ -181,9 +181,10 @@ class RayEngine:
                     f"the head of the Ray cluster is gone, no answer for {HEAD_SECONDS:.0f} s; what is recorded is "
                     "kept, and the same command goes on with --resume and --out, once there is a cluster again"
                 )
-            end = time.monotonic() + LOOK_SECONDS
-            end = min([end, *(until for _, _, until in self._opening.values())])
-            seconds = max(0.0, end - time.monotonic())
+            now = time.monotonic()
+            # Without the head no place is given up that is late, see _late(): nothing is to be woken for.
+            ends = [until for _, _, until in self._opening.values()] if self._silent_since is None else []
+            seconds = max(0.0, min([now + LOOK_SECONDS, *ends]) - now)
             ready, _ = self._ray.wait([*self._running, *self._opening], num_returns=1, timeout=seconds)
             if not ready:
                 ended = self._late()
